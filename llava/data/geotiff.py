@@ -1,0 +1,282 @@
+"""Deep and georeferenced rasters: read a GeoTIFF, lay it on another's grid, stretch it to 8 bits.
+
+Legend: H, W image height and width; C bands. `Raster` and the stretch need numpy alone; reading a GeoTIFF
+needs rasterio (the extra `geo`), which is imported only then.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.errors import ImageError, LlavaError, MissingDependencyError
+
+MAX_SAMPLES = 4_000_000
+"""Pixels of one image that decide its stretch; a larger image is sampled on a regular grid."""
+
+MIN_SHARED = 0.9
+"""Share of the first date's grid that the second must cover before `laid_on` stops warning."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie: coordinate system, affine transform, size in pixels."""
+
+    crs: Any
+    transform: Any
+    width: int
+    height: int
+
+    def matches(self, other: Grid) -> bool:
+        """Whether both grids have the same pixels in the same places (to a thousandth of a pixel)."""
+        if (self.crs, self.width, self.height) != (other.crs, other.width, other.height):
+            return False
+        step = abs(self.transform.a) + abs(self.transform.b)  # ground units a pixel
+        corners = ((0, 0), (self.width, self.height))
+        shifts = [np.subtract(self.transform * corner, other.transform * corner) for corner in corners]
+        return bool(np.abs(shifts).max() <= 1e-3 * step)
+
+
+@dataclass
+class Raster:
+    """Pixels that still have to become an 8-bit RGB picture."""
+
+    name: str
+    values: np.ndarray
+    """[H, W, C] with C = 1 or 3, in the source's own type."""
+    valid: np.ndarray | None = None
+    """[H, W] bool, False where nothing was measured (nodata, outside the footprint); None: all valid."""
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype.kind == "f":
+            finite = np.isfinite(self.values).all(axis=-1)
+            if not finite.all():
+                self.valid = finite if self.valid is None else self.valid & finite
+        if self.valid is not None and not self.valid.any():
+            raise ImageError(f"{self.name}: every pixel is nodata or not a number; check its nodata value")
+
+    @property
+    def deep(self) -> bool:
+        """Whether a stretch is needed: anything but 8-bit values."""
+        return self.values.dtype != np.uint8
+
+    def samples(self) -> np.ndarray:
+        """Valid pixels [n, C] on a regular grid of at most about `MAX_SAMPLES`."""
+        height, width, _ = self.values.shape
+        step = max(1, int(np.ceil(np.sqrt(height * width / MAX_SAMPLES))))
+        values = self.values[::step, ::step]
+        if self.valid is None:
+            return values.reshape(-1, values.shape[-1])
+        chosen = values[self.valid[::step, ::step]]
+        return chosen if len(chosen) else self.values[self.valid]
+
+
+def stretch_limits(rasters: Sequence[Raster], percentiles: tuple[float, float]) -> np.ndarray:
+    """The values shown as black and as white, [2, C]: percentiles of the valid pixels of all `rasters`.
+
+    One pair of limits for both dates keeps equal ground equally bright; limits of its own for each would
+    turn a brighter exposure into no difference and a few clouds into a difference everywhere.
+    """
+    pooled = np.concatenate([raster.samples() for raster in rasters])  # [n, C]
+    limits = np.percentile(pooled, percentiles, axis=0).astype(np.float64)
+    flat = limits[0] >= limits[1]  # e.g. a mask that is zero but for a few pixels
+    limits[:, flat] = np.stack([pooled.min(axis=0), pooled.max(axis=0)])[:, flat]
+    return limits
+
+
+def to_8bit(raster: Raster, limits: np.ndarray | None) -> np.ndarray:
+    """The raster as uint8 [H, W, 3]: `limits` [2, C] become 0 and 255, with clipping; invalid is 0."""
+    if limits is None:
+        shown = raster.values.copy()
+    else:
+        shown = np.empty(raster.values.shape, np.uint8)
+        for band, (low, high) in enumerate(limits.T):  # band by band: a float copy of one, not of all
+            level = (raster.values[..., band].astype(np.float64) - low) * (255.0 / max(high - low, 1e-300))
+            shown[..., band] = np.nan_to_num(level, nan=0.0).clip(0.0, 255.0).round()
+    if raster.valid is not None:
+        shown[~raster.valid] = 0
+    return np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
+
+
+def has_rasterio() -> bool:
+    """Whether the extra `geo` is installed (nothing is imported)."""
+    return importlib.util.find_spec("rasterio") is not None
+
+
+def read_geotiff(
+    source: str | os.PathLike[str] | bytes,
+    name: str,
+    *,
+    bands: Sequence[int] | None = None,
+    max_pixels: int,
+    onto: Raster | None = None,
+) -> Raster:
+    """Read three bands (or one) of a TIFF, laid on the grid of `onto` where both are georeferenced.
+
+    Args:
+        source: a local file, or the bytes of one.
+        name: what messages call it.
+        bands: numbers of the bands to show as red, green, blue, counted from 1 (one number: grey). Without
+            it, the bands the file itself marks as red, green and blue; else the first three; the first if
+            there are fewer.
+        max_pixels: refuse more, seen from the header.
+        onto: the other date. Where it has a grid and this file a coordinate system, the pixels are warped
+            (bilinear; nearest for a colour table) to that grid, and what is valid in only one date is
+            dropped from both (`onto.valid` is updated): an edge of the data must not pass for a change.
+
+    Raises:
+        MissingDependencyError: rasterio is not installed.
+        ImageError: unreadable or too large, bands it does not have, footprints that do not meet.
+    """
+    try:
+        import rasterio
+        from rasterio.io import MemoryFile
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'{name}: this TIFF needs rasterio to be read; install it with: pip install "llava[geo]"'
+        ) from error
+    try:
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            if isinstance(source, bytes):
+                dataset = stack.enter_context(stack.enter_context(MemoryFile(source)).open(driver="GTiff"))
+            else:
+                # An absolute path, so that no name is taken for one of GDAL's or rasterio's remote schemes.
+                dataset = stack.enter_context(rasterio.open(Path(source).resolve(), driver="GTiff"))
+            return _read_open(dataset, name, bands, max_pixels, onto)
+    except LlavaError:
+        raise
+    except Exception as error:  # damaged files raise many kinds, some of them private to rasterio
+        raise ImageError(f"{name}: this TIFF cannot be read ({error}); copy or download it again") from error
+
+
+def _read_open(
+    dataset: Any, name: str, bands: Sequence[int] | None, max_pixels: int, onto: Raster | None
+) -> Raster:
+    """Read an open rasterio dataset; see `read_geotiff`."""
+    from rasterio.enums import ColorInterp, Resampling
+
+    grid = _grid(dataset)
+    target = onto.grid if onto is not None and grid is not None else None
+    for size in (dataset, target):
+        if size is not None and size.width * size.height > max_pixels:
+            raise ImageError(
+                f"{name}: {size.width} x {size.height} pixels are more than max_pixels={max_pixels}; "
+                "cut the scene into tiles, or raise max_pixels"
+            )
+    chosen = _choose_bands(dataset, name, bands)
+    kinds = {np.dtype(dataset.dtypes[band - 1]) for band in chosen}
+    if any(kind.kind not in "uif" for kind in kinds):
+        types = ", ".join(sorted(map(str, kinds)))
+        raise ImageError(f"{name}: bands of type {types} are no picture; export them as real numbers")
+    table = None
+    if len(chosen) == 1 and dataset.colorinterp[chosen[0] - 1] == ColorInterp.palette:
+        table = dataset.colormap(chosen[0])
+    if target is None or (grid is not None and grid.matches(target)):
+        values, masks = dataset.read(chosen), dataset.read_masks(chosen)
+    else:
+        assert onto is not None and grid is not None
+        _check_footprints(grid, name, target, onto.name)
+        values, masks = _warp(dataset, chosen, target, Resampling.nearest if table else Resampling.bilinear)
+    valid = masks.any(axis=0)  # one band at its nodata value is a dark pixel; all of them are a hole
+    values = np.ascontiguousarray(values.transpose(1, 2, 0))  # [H, W, C]
+    if table is not None:
+        lookup = np.zeros((max(table) + 1, 3), np.uint8)
+        lookup[list(table)] = [colour[:3] for colour in table.values()]
+        values = lookup[values[..., 0]]
+    raster = Raster(name, values, None if valid.all() else valid, grid=target or grid)
+    if onto is not None and target is not None:
+        _share_validity(onto, raster)
+    return raster
+
+
+def _grid(dataset: Any) -> Grid | None:
+    """The grid of a dataset, or None where the file does not say where it lies."""
+    if dataset.crs is None or dataset.transform.is_identity or dataset.transform.is_degenerate:
+        return None
+    return Grid(dataset.crs, dataset.transform, dataset.width, dataset.height)
+
+
+def _choose_bands(dataset: Any, name: str, bands: Sequence[int] | None) -> list[int]:
+    from rasterio.enums import ColorInterp
+
+    if bands is not None:
+        if len(bands) not in (1, 3) or not all(1 <= band <= dataset.count for band in bands):
+            raise ImageError(f"{name}: bands={list(bands)} must be 1 or 3 of its bands 1 to {dataset.count}")
+        return list(bands)
+    marks = list(dataset.colorinterp)
+    colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    if all(colour in marks for colour in colours):
+        return [marks.index(colour) + 1 for colour in colours]
+    return [1, 2, 3] if dataset.count >= 3 else [1]
+
+
+def _warp(dataset: Any, bands: list[int], target: Grid, resampling: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Values and masks [C, H, W] of `bands` on the target grid."""
+    from rasterio.enums import ColorInterp
+    from rasterio.vrt import WarpedVRT
+
+    # Without nodata or alpha GDAL fills what lies outside the file with zeros, as if measured.
+    add_alpha = dataset.nodata is None and ColorInterp.alpha not in dataset.colorinterp
+    with WarpedVRT(
+        dataset,
+        crs=target.crs,
+        transform=target.transform,
+        width=target.width,
+        height=target.height,
+        resampling=resampling,
+        add_alpha=add_alpha,
+    ) as warped:
+        return warped.read(bands), warped.read_masks(bands)
+
+
+def _check_footprints(grid: Grid, name: str, target: Grid, target_name: str) -> None:
+    from rasterio.transform import array_bounds
+    from rasterio.warp import transform_bounds
+
+    own = array_bounds(grid.height, grid.width, grid.transform)
+    there = array_bounds(target.height, target.width, target.transform)
+    moved = own if grid.crs == target.crs else transform_bounds(grid.crs, target.crs, *own)
+    left, bottom = np.maximum(moved[:2], there[:2])
+    right, top = np.minimum(moved[2:], there[2:])
+    if not (left < right and bottom < top):  # also when a bound is infinite or not a number
+        raise ImageError(
+            f"the footprints do not meet: {target_name} covers {_box(there, target.crs)}, {name} covers "
+            f"{_box(moved, target.crs)}"
+            + ("" if grid.crs == target.crs else f" ({_box(own, grid.crs)})")
+            + "; give two images of one place"
+        )
+
+
+def _box(bounds: Sequence[float], crs: Any) -> str:
+    left, bottom, right, top = (f"{value:.10g}" for value in bounds)
+    return f"{left} to {right} east, {bottom} to {top} north in {crs.to_string()}"
+
+
+def _share_validity(before: Raster, after: Raster) -> None:
+    """Drop from both dates what only one of them has measured; both lie on the same grid."""
+    both = np.ones(after.values.shape[:2], bool)
+    for valid in (before.valid, after.valid):
+        if valid is not None:
+            both &= valid
+    own = both.size if before.valid is None else int(before.valid.sum())
+    share = both.sum() / own
+    if share == 0:
+        raise ImageError(
+            f"{before.name} and {after.name} have no valid pixel in common, though their footprints meet; "
+            "give two images of one place"
+        )
+    if share < MIN_SHARED:
+        warnings.warn(
+            f"{after.name} covers {share:.0%} of {before.name}; the rest is black in both", stacklevel=2
+        )
+    before.valid = after.valid = None if both.all() else both

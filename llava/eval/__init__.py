@@ -1,0 +1,1 @@
+"""Evaluation: captions to scores, scores to a page a person reads."""

@@ -1,0 +1,1 @@
+"""ChangeVLM and its parts, as transformers citizens."""

@@ -1,0 +1,31 @@
+"""Ways to let two dates inform each other before the projector: one file a method, chosen by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from llava.errors import ConfigError
+from llava.model.fusion.difference import DifferenceFusion, FusedPair
+from llava.registry import pick
+
+FUSIONS: dict[str, Callable[..., nn.Module]] = {"difference": DifferenceFusion}
+"""Each takes (dim, grid, **settings) and maps before, after [B, L, N, D] to a `FusedPair`."""
+
+__all__ = ["FUSIONS", "DifferenceFusion", "FusedPair", "build_fusion"]
+
+
+def build_fusion(settings: dict[str, Any] | None, *, dim: int, grid: int) -> nn.Module | None:
+    """The fusion that `settings["kind"]` names, for a tower of width `dim` and `grid` x `grid` patches; None for none.
+
+    Raises:
+        ConfigError: unknown kind (the known ones are listed) or a setting the method does not have.
+    """
+    if settings is None:
+        return None
+    options = dict(settings)
+    build = pick(FUSIONS, options.pop("kind", "difference"), what="fusion")
+    try:
+        return build(dim=dim, grid=grid, **options)
+    except TypeError as error:
+        raise ConfigError(f"fusion settings {settings}: {error}") from error

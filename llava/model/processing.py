@@ -1,0 +1,232 @@
+"""ChangeVLMProcessor: images and words to the model's inputs, and the model's ids back to words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llava.data.conversation import IMAGE_TOKEN, LabelRule, Message, chat_template, labels_from_spans
+from llava.data.images import load_image
+from llava.errors import ConfigError, DataError
+from llava.model import checkpoint
+from llava.model.anyres import anyres_token_count
+from llava.model.configuration import ChangeVLMConfig
+from llava.model.image_processing import ChangeImageProcessor
+
+# Means and deviations of the towers that were not trained on (0.5, 0.5).
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_PIXEL_STATISTICS = {"clip_vision_model": _CLIP, "instructblip_vision_model": _CLIP, "dinov3_vit": _IMAGENET}
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Make `<image>` a special token of `tokenizer` if it is not one yet; returns its id."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+
+
+class ChangeVLMProcessor(ProcessorMixin):
+    """Image processor, tokenizer and chat template of one model.
+
+    Args:
+        image_processor: how a file becomes [C, S, S].
+        tokenizer: any fast tokenizer; `<image>` is added as a special token.
+        chat_template: Jinja text; by default ChatML when the tokenizer knows `<|im_start|>`, else Vicuna's.
+        image_seq_length: placeholders of one image (N).
+        max_tiles: bound of `anyres_max_N`.
+        grid: patches along one side of an image, for `anyres`.
+    """
+
+    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_processor: ChangeImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | None = None,
+        image_seq_length: int = 729,
+        max_tiles: int = 9,
+        **kwargs: Any,
+    ) -> None:
+        if tokenizer is None or image_processor is None:
+            raise ConfigError("ChangeVLMProcessor needs an image_processor and a tokenizer")
+        self.image_seq_length = image_seq_length
+        self.max_tiles = max_tiles
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = add_image_token(tokenizer)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or default_template(tokenizer))
+
+    @classmethod
+    def for_config(cls, config: ChangeVLMConfig, tokenizer: PreTrainedTokenizerBase, **image_options: Any) -> "ChangeVLMProcessor":
+        """The processor of a model with `config`: size, pixel statistics and token count from the tower."""
+        mean, std = _PIXEL_STATISTICS.get(config.vision_config.model_type, ([0.5] * 3, [0.5] * 3))
+        options = {"size": config.vision_config.image_size, "mean": mean, "std": std} | image_options
+        return cls(
+            ChangeImageProcessor(**options),
+            tokenizer,
+            image_seq_length=config.image_seq_length,
+            max_tiles=config.max_tiles,
+        )
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        # transformers' own way goes through AutoImageProcessor, which needs torchvision before 5.23; and released
+        # folders have no processor config at all: their processor follows from the model's config.
+        hub = {name: kwargs[name] for name in checkpoint.HUB_OPTIONS if kwargs.get(name) is not None}
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        fields = processor_dict if processor_dict is not None else {}
+        if fields.get("processor_class") == cls.__name__ and "image_processor" in fields:
+            return [ChangeImageProcessor.from_dict(fields["image_processor"]), tokenizer]
+        config = checkpoint.read_config(str(pretrained_model_name_or_path), **hub)
+        made = cls.for_config(config, tokenizer)
+        fields.clear()
+        fields.update(image_seq_length=made.image_seq_length, max_tiles=made.max_tiles, chat_template=made.chat_template)
+        return [made.image_processor, tokenizer]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        padding: bool | str = True,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Texts with `<image>` marks, and their images, to model inputs.
+
+        Args:
+            images: one image, a flat list (dealt to the texts by their marks), or a list of lists (one a text). An
+                image is a path, a PIL image, an array or a tensor, see `llava.data.images.load_image`.
+            text: one text or several.
+            padding: as in transformers; True pads to the longest.
+            padding_side: "left" (for generation, the default) or "right".
+
+        Returns:
+            `input_ids`, `attention_mask` [B, T]; with images `pixel_values` [B, I, C, S, S], and `image_counts` [B]
+            where samples have different numbers of images, or `image_sizes` [B, 2] with `anyres`.
+
+        Raises:
+            DataError: marks and images differ in number.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if not texts:
+            raise DataError("ChangeVLMProcessor needs text; images alone go through processor.image_processor")
+        rows = [self.tokenizer(t, add_special_tokens=kwargs.get("add_special_tokens", True))["input_ids"] for t in texts]
+        marks = [row.count(self.image_token_id) for row in rows]
+        pixels, lengths = self._pixels(images, marks) if images is not None else ({}, None)
+        if images is None and any(marks):
+            raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but no images were given")
+        if lengths is not None:
+            rows = [self.expand(row, counts) for row, counts in zip(rows, lengths, strict=True)]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side or "left", return_tensors=return_tensors)
+        return BatchFeature({"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], **pixels})
+
+    def expand(self, ids: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """Each `<image>` id repeated as often as its image has tokens."""
+        counts = iter(lengths)
+        out: list[int] = []
+        for token in ids:
+            out.extend([token] * next(counts) if token == self.image_token_id else [token])
+        return out
+
+    def _pixels(self, images: Any, marks: list[int]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+        """Images in any nesting to tensors, and for each text the tokens of each of its images."""
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if images and isinstance(images[0], (list, tuple)):
+            nested = [list(group) for group in images]
+        else:
+            rest = iter(images)
+            nested = [[image for _, image in zip(range(count), rest)] for count in marks]  # noqa: B905 (stops at count)
+            left = len(list(rest))
+            if left:
+                raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but {sum(marks) + left} images were given")
+        counts = [len(group) for group in nested]
+        if counts != marks:
+            raise DataError(f"images per text: {counts} given, {marks} {IMAGE_TOKEN} marks; every image needs its mark")
+        if not sum(counts):
+            return {}, [[] for _ in nested]
+        loaded = [[load_image(image) for image in group] for group in nested]
+        if self.image_processor.aspect == "anyres":
+            return self._anyres_pixels(loaded)
+        flat = self.image_processor.preprocess([i for group in loaded for i in group], return_tensors="pt")["pixel_values"]
+        lengths = [[self.image_seq_length] * count for count in counts]
+        most = max(counts)
+        if counts == [most] * len(counts):
+            return {"pixel_values": flat.unflatten(0, (-1, most))}, lengths
+        pixel_values = flat.new_zeros(len(counts), most, *flat.shape[1:])
+        for row, part in zip(pixel_values, flat.split(counts), strict=True):
+            row[: len(part)] = part
+        return {"pixel_values": pixel_values, "image_counts": torch.tensor(counts)}, lengths
+
+    def _anyres_pixels(self, loaded: list[list[Any]]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+        """Single images as tiles; a sample of several images keeps one whole view of each, as LLaVA-OneVision does."""
+        sizes, tiles, lengths = [], [], []
+        for group in loaded:
+            if len(group) == 1:
+                height, width = group[0].height, group[0].width
+                sizes.append((height, width))
+                tiles.append(self.image_processor.tiles(group[0]))
+                lengths.append([anyres_token_count((height, width), self.image_processor.size, self.image_seq_length, self.max_tiles)])
+            else:
+                sizes.append((0, 0))
+                tiles.append(self.image_processor.preprocess(group, return_tensors="pt")["pixel_values"])
+                lengths.append([self.image_seq_length] * len(group))
+        if not any(any(size) for size in sizes):
+            return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)}, lengths
+        counts = torch.tensor([len(t) for t in tiles])
+        pixel_values = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        return {"pixel_values": pixel_values, "image_counts": counts, "image_sizes": torch.tensor(sizes)}, lengths
+
+    def prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Messages to text by the chat template, one `<image>` mark an image."""
+        rendered, _ = render_jinja_template(
+            [list(messages)],
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **self._special_tokens(),
+        )
+        return str(rendered[0])
+
+    def encode(self, messages: Sequence[Message], *, labels: LabelRule = "answer") -> dict[str, list[int]]:
+        """A conversation to training ids and labels; each image is one `<image>` id, to be expanded by `expand`.
+
+        Args:
+            messages: roles and contents, the assistant's turns included.
+            labels: which tokens are learned, see `llava.data.conversation.labels_from_spans`.
+        """
+        rendered, spans = render_jinja_template(
+            [list(messages)],
+            chat_template=self.chat_template,
+            return_assistant_tokens_mask=True,
+            **self._special_tokens(),
+        )
+        encoded = self.tokenizer(rendered[0], return_offsets_mapping=True)
+        ids = encoded["input_ids"]
+        start, always = None, ()
+        if labels == "release":
+            vocabulary = self.tokenizer.get_vocab()
+            start = vocabulary.get("<|im_start|>")
+            newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+            always = (start, vocabulary.get("<|im_end|>"), *newline)
+        return {
+            "input_ids": ids,
+            "labels": labels_from_spans(ids, encoded["offset_mapping"], spans[0], labels, turn_start=start, always=always),
+        }
+
+    def _special_tokens(self) -> dict[str, str]:
+        return {"eos_token": self.tokenizer.eos_token or "", "bos_token": self.tokenizer.bos_token or ""}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "image_counts", "image_sizes"]
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """ChatML for tokenizers that know its marks, else Vicuna's template."""
+    return chat_template("chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna")

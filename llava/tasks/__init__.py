@@ -1,0 +1,1 @@
+"""What is asked of a pair, and how an answer is read."""

@@ -1,0 +1,1 @@
+"""Training: datasets to batches, batches to a better model."""
