@@ -50,4 +50,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_autoclasses.register_when_imported()
+_autoclasses.prepare()

@@ -69,7 +69,7 @@ class Release:
     """Hub id, or None where only a person with a browser can fetch the files."""
     licence: str
     size_gb: float
-    """Size of the weights in 10^9 bytes, rounded; a guide for the disk, never a check."""
+    """Size of the weights in 10^9 bytes, rounded (CCExpert's: computed from its layers); only a guide."""
     note: str
     scores: Scores | None = None
 
@@ -342,7 +342,7 @@ def _receive(url: str, part: Path, have: int, bar: Any, stop: Event) -> None:
         with part.open("r+b") as out:
             out.truncate(have)
             out.seek(have)
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_bytes():  # as received: a break loses nothing
                 out.write(chunk)
                 bar.update(len(chunk))
                 if stop.is_set():
@@ -596,7 +596,7 @@ def _why_unreadable(path: Path) -> str:
         head = stream.read(64)
         if head.startswith(b"version https://git-lfs"):
             return "a git-lfs pointer, not the weights; run `git lfs pull`"
-        if head.lstrip()[:1] == b"<":
+        if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
             return "a web page, not the weights"
         length = int.from_bytes(head[:8], "little")
         if 2 <= length <= size - 8:

@@ -81,7 +81,7 @@ def catalogue() -> list[dict[str, Any]]:
 
 def table(entries: list[dict[str, Any]]) -> str:
     """The catalogue as aligned columns."""
-    rows = [("NAME", "KIND", "SIZE", "LICENCE", "Sm", "STATE", "WHAT")]
+    rows: list[tuple[str, ...]] = [("NAME", "KIND", "SIZE", "LICENCE", "Sm", "STATE", "WHAT")]
     for entry in entries:
         size = f"{entry['size_gb']:.1f} GB" if entry["size_gb"] else "-"
         sm = f"{entry['scores']['sm']:.2f}" if entry["scores"] else "-"

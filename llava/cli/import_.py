@@ -6,9 +6,9 @@ import sys
 DESCRIPTION = """\
 Check a model folder that was downloaded by hand, and put it where its name finds it.
 
-Checked before anything is copied: config.json, that every weight file of the index is there and as long as its
-header promises (a cut-off download is found), that the index's tensors are in them, and the tokenizer. Every
-fault is named. The folder itself is left as it is."""
+Checked before anything is copied: config.json, that every weight file of the index is there and as long as
+its header promises (a cut-off download is found), that the index's tensors are in them, and the tokenizer.
+Every fault is named. The folder itself is left as it is."""
 
 EXAMPLES = """\
 examples:
@@ -17,8 +17,8 @@ examples:
   llava import /data/models/ccexpert-7b --link          no copy: links into a folder that stays
   llava import runs/mine/best --name mine               a model of one's own, by a short name
 
-Files go to $LLAVA_HOME/models/NAME (default ~/.cache/llava, or $XDG_CACHE_HOME/llava). On the same disk a copy
-takes no extra room where the file system can share it."""
+Files go to $LLAVA_HOME/models/NAME (default ~/.cache/llava, or $XDG_CACHE_HOME/llava). On the same disk the
+weights take no extra room where the file system can share them."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

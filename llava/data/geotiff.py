@@ -39,10 +39,12 @@ class Grid:
         """Whether both grids have the same pixels in the same places (to a thousandth of a pixel)."""
         if (self.crs, self.width, self.height) != (other.crs, other.width, other.height):
             return False
-        step = abs(self.transform.a) + abs(self.transform.b)  # ground units a pixel
-        corners = ((0, 0), (self.width, self.height))
-        shifts = [np.subtract(self.transform * corner, other.transform * corner) for corner in corners]
-        return bool(np.abs(shifts).max() <= 1e-3 * step)
+        own, others = np.array(self.transform)[:6], np.array(other.transform)[:6]
+        corners = np.array([[0, 0, 1, 0, 0, 1], [self.width, self.height, 1, self.width, self.height, 1]])
+        shifts = (
+            np.abs((own - others) * corners).reshape(2, 2, 3).sum(axis=-1)
+        )  # [corner, axis], ground units
+        return bool(shifts.max() <= 1e-3 * np.abs(own[:2]).sum())
 
 
 @dataclass

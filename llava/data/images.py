@@ -3,7 +3,7 @@
 A picture is never guessed: a truncated or damaged file, an array of unclear layout or a decompression bomb is
 refused by name (`ImageError`), with what to do. What is done to each kind of image:
 
-- grey, palette, CMYK, YCbCr, 1-bit: converted to RGB; transparency is dropped and the colour under it kept
+- grey, palette, CMYK, YCbCr, LAB, 1-bit: converted to RGB; transparency is dropped, the colour under it kept
   (the reference's `.convert("RGB")`); colour profiles are not applied;
 - turned by its EXIF or XMP orientation: set upright; animated: the first frame;
 - 16-bit, 32-bit or float grey, uint16 arrays, GeoTIFFs of more than 8 bits: per band, the 2nd percentile
@@ -192,7 +192,8 @@ def _open_file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         if not path.parent.is_dir():
             raise ImageError(f"{path}: not found, as is its folder; check the path") from error
-        near = difflib.get_close_matches(path.name, [beside.name for beside in path.parent.iterdir()])
+        beside = [entry.name for entry in path.parent.iterdir()] if os.access(path.parent, os.R_OK) else []
+        near = difflib.get_close_matches(path.name, beside)
         hint = f"; did you mean {', '.join(near)}?" if near else "; check the path"
         raise ImageError(f"{path}: not found{hint}") from error
     except IsADirectoryError as error:
@@ -207,11 +208,11 @@ def _read_file(
     """Decode one open file, by Pillow or (see `_needs_rasterio`) by rasterio."""
     try:
         head = file.read(256)
+        file.seek(0)
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error}); check the disk or copy it again") from error
     if not head:
         raise ImageError(f"{name}: is empty (0 bytes); copy or download it again")
-    file.seek(0)
     if head.startswith(b"version https://git-lfs"):
         raise ImageError(f"{name}: is a Git LFS pointer, not the image; run `git lfs pull`")
     if re.match(rb"\s*<(!doctype html|html)", head, re.IGNORECASE):
@@ -219,7 +220,6 @@ def _read_file(
     is_tiff = head.startswith(_TIFF_MAGIC)
     if bands is not None and not is_tiff:
         raise ImageError(f"{name}: bands={list(bands)} needs a TIFF; leave bands out for other images")
-    file.seek(0)
     picture = None
     try:
         with _decoding(name):
@@ -245,7 +245,7 @@ def _read_file(
 
 
 def _needs_rasterio(image: Image.Image) -> bool:
-    """Whether Pillow would lose something of this TIFF: its place, bands, nodata, bits beyond 8 in colours."""
+    """Whether Pillow would lose something of this TIFF: its place, bands, nodata, colours beyond 8 bits."""
     tags = getattr(image, "tag_v2", {})
     samples, bits = tags.get(_TIFF_SAMPLES, 1), max(tags.get(_TIFF_BITS, (1,)))
     if samples > 4 or (samples > 1 and bits > 8) or (_TIFF_NODATA in tags and bits > 8):
@@ -326,8 +326,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image | Raster:
         return image
     if image.mode.startswith(_DEEP_MODES):
         return Raster(name, np.asarray(image)[..., None])
-    if image.mode == "LAB":
-        raise ImageError(f"{name}: is stored in LAB colours; save it as RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no other way from premultiplied grey
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # straight to RGB gives the same colours, and a warning from Pillow
     return image.convert("RGB")
@@ -399,8 +399,8 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind != "f":
         raise ImageError(
-            f"{name}: values of type {array.dtype} have no agreed range; convert them to uint8, uint16, bool, "
-            "or float in 0..1"
+            f"{name}: values of type {array.dtype} have no agreed range; convert to uint8, uint16, bool, or "
+            "float in 0..1"
         )
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-6 and high <= 1 + 1e-6):

@@ -2,8 +2,8 @@
 
 The jar reads one request a line on standard input and answers one line (`SCORE`: the match statistics of one
 caption) or n + 1 lines (`EVAL`: the scores of n statistics and of all together). Whatever could break that
-correspondence, a line break or "|||" inside a caption, is taken out before it is sent; every exchange has a time
-limit after which the process is killed; and the process never outlives its owner.
+correspondence, a line break or "|||" inside a caption, is taken out before it is sent; every exchange has
+a time limit after which the process is killed; and the process never outlives its owner.
 """
 
 import importlib.util
@@ -15,18 +15,18 @@ import threading
 import unicodedata
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from llava.errors import DataError, LlavaError, MissingDependencyError
-from llava.java import find_java
+from llava.java import require_java
 
-MAX_WORDS = 1000
-"""Words of a caption that are scored. The matcher's time grows with the product of both lengths; no reference of
-a change corpus comes near this."""
+MAX_WORDS = 400
+"""Words of a caption that are scored. The matcher's time grows with the product of both lengths; no reference
+of a change corpus comes near this."""
 
+MAX_KNOWN = 100_000
 FIELD_MARK = "|||"
 _BAR_RUN = re.compile(r"\|{2,}")
 
@@ -52,28 +52,31 @@ def find_jar() -> Path:
         if jar.is_file():
             return jar
     where = f"not found in {', '.join(map(str, roots))}" if roots else "pycocoevalcap is not installed"
-    raise MissingDependencyError(f"METEOR needs meteor-1.5.jar: {where}. Install the extra: pip install 'llava[eval]'")
+    raise MissingDependencyError(
+        f"METEOR needs meteor-1.5.jar: {where}. Install the extra: pip install 'llava[eval]'"
+    )
 
 
 class Meteor:
     """One METEOR process: `with Meteor() as meteor: mean, each = meteor.score(captions, references)`.
 
     timeout: seconds for one exchange; the first one includes loading the paraphrase table (2 to 10 s).
-    Raises MissingDependencyError without Java or without the jar, LlavaError when the process dies or is too late.
+    Raises MissingDependencyError without Java or the jar, LlavaError when the process dies or is too late.
     Safe to share between threads; after a failure it stays closed.
     """
 
     def __init__(self, java: Path | None = None, timeout: float = 120.0) -> None:
-        java = java or find_java()
-        if java is None:
-            raise MissingDependencyError(
-                "METEOR needs a Java runtime (8 or later) and none was found: install a JRE, put `java` on PATH "
-                "or set JAVA_HOME"
-            )
+        java = java or require_java("METEOR")
         jar = find_jar()
         # UTF-8 and English whatever the machine's locale is: accents would be lost, 0.5 could be written 0,5.
         # The serial collector halves the memory.
-        flags = ["-Xmx2G", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
+        flags = [
+            "-Xmx2G",
+            "-XX:+UseSerialGC",
+            "-Dfile.encoding=UTF-8",
+            "-Duser.language=en",
+            "-Duser.country=US",
+        ]
         command = [str(java), *flags, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
         self.timeout = timeout
         self._lock = threading.Lock()
@@ -83,31 +86,35 @@ class Meteor:
             command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
         )
         self._finalizer = weakref.finalize(self, _reap, self._process, self._stderr, os.getpid())
-        self._statistics = lru_cache(maxsize=200_000)(self._ask_statistics)
+        self._known: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def score(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> tuple[float, list[float]]:
         """METEOR of the whole set and of each caption, as fractions of 1.
 
-        predictions: n captions, empty ones allowed (they score 0). references: n lists of at least one sentence.
+        predictions: n captions; an empty one scores 0. references: n lists of at least one sentence.
         """
         if len(predictions) != len(references):
-            raise DataError(f"METEOR got {len(predictions)} captions and {len(references)} lists of references")
+            raise DataError(
+                f"METEOR got {len(predictions)} captions and {len(references)} lists of references"
+            )
         if not predictions:
             raise DataError("METEOR got no captions to score")
         sentences = [tuple(map(clean, group)) for group in references]
         for index, group in enumerate(sentences):
             if not group or not all(group):
-                raise DataError(f"METEOR: the references of caption {index} are {references[index]!r}; none may be empty")
+                raise DataError(
+                    f"METEOR: the references of caption {index} are {references[index]!r}; none may be empty"
+                )
         with self._lock:
             statistics = [
-                self._statistics(clean(text), group) for text, group in zip(predictions, sentences, strict=True)
+                self._statistics(clean(text), group)
+                for text, group in zip(predictions, sentences, strict=True)
             ]
             lines = self._exchange(f" {FIELD_MARK} ".join(["EVAL", *statistics]), len(statistics) + 1)
-        # The jar answers NaN where a whole set has not one word.
-        each = [0.0 if line == "NaN" else float(line) for line in lines]
-        return each[-1], each[:-1]
+        *each, whole = map(float, lines)
+        return whole, each
 
     def close(self) -> None:
         """End the process and wait for it; calling it again does nothing."""
@@ -125,11 +132,17 @@ class Meteor:
     ) -> None:
         self.close()
 
-    def _ask_statistics(self, text: str, references: tuple[str, ...]) -> str:
-        return self._exchange(f" {FIELD_MARK} ".join(["SCORE", *references, text]), 1)[0]
+    def _statistics(self, text: str, references: tuple[str, ...]) -> str:
+        """Asked once: unchanged pairs repeat one question hundreds of times."""
+        key = (text, references)
+        if key not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = self._exchange(f" {FIELD_MARK} ".join(["SCORE", *references, text]), 1)[0]
+        return self._known[key]
 
     def _exchange(self, request: str, num_lines: int) -> list[str]:
-        """Send one line, read `num_lines`. A timer kills the process, which ends a blocked write as well as a read."""
+        """Send one line, read some; a timer kills a late process, and with it a blocked write or read."""
         if self.closed:
             raise LlavaError("METEOR is closed; make a new Meteor()")
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -159,7 +172,9 @@ class Meteor:
             words = self._stderr.read()[-500:].decode(errors="replace").strip()
             self.close()
             why = f"did not answer within {self.timeout:g} s" if late.is_set() else "ended on its own"
-            raise LlavaError(f"METEOR {why}, at request {request[:120]!r}" + (f"; it said: {words}" if words else ""))
+            raise LlavaError(
+                f"METEOR {why}, at request {request[:120]!r}" + (f"; it said: {words}" if words else "")
+            )
         return [line.decode().strip() for line in lines]
 
 
@@ -181,7 +196,7 @@ _shared: tuple[int, Meteor] | None = None
 
 
 def shared_meteor() -> Meteor:
-    """The one METEOR of this process, started at the first call and reaped at exit; a dead one is replaced."""
+    """The one METEOR of this process, started at the first call, reaped at exit, replaced if dead."""
     global _shared
     if _shared is None or _shared[0] != os.getpid() or _shared[1].closed:
         _shared = (os.getpid(), Meteor())

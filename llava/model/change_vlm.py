@@ -5,19 +5,27 @@ D tower width, H language model width, V vocabulary.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from llava.data.conversation import IGNORE
 from llava.errors import DataError
 from llava.model import checkpoint
-from llava.model.anyres import anyres_tile_count, arrange_anyres
+from llava.model.anyres import arrange_anyres
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.fusion import DifferenceFusion, build_fusion
 from llava.model.fusion.difference import DifferenceBlock, sine_position_code
@@ -54,7 +62,7 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DifferenceBlock", "SiglipEncoderLayer", "Qwen2DecoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["DifferenceBlock"]  # noqa: RUF012 (the tower's and the language model's join it)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -137,55 +145,63 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             pixel_values: [B, I, C, S, S]; [B, C, S, S] is one image a sample. Samples with fewer than I images
                 are padded behind. Where there is a fusion, samples of exactly two images are fused: (before, after).
             image_counts: [B], images of each sample; all I when absent.
-            image_sizes: [B, 2] (height, width) of the original images: says that each sample is one image cut
-                into `anyres` tiles, the whole image first; a sample given as (0, 0) is not cut.
+            image_sizes: [B, 2] (height, width), for samples that are one image cut into `anyres` views, the whole
+                image first; (0, 0) marks a sample of whole images. Absent: none is cut.
+
+        Raises:
+            DataError: `image_sizes` for a model without `image_newline`, or images that are not S x S.
         """
         if pixel_values.dim() == 4:
             pixel_values = pixel_values[:, None]
         batch, most = pixel_values.shape[:2]
         counts = [most] * batch if image_counts is None else image_counts.tolist()
-        if image_sizes is not None:
-            return self._anyres_features(pixel_values, counts, image_sizes)
+        sizes = [(0, 0)] * batch if image_sizes is None else [(int(h), int(w)) for h, w in image_sizes.tolist()]
         if counts == [most] * batch:
             images = pixel_values.flatten(0, 1)
         else:
             images = torch.cat([sample[:count] for sample, count in zip(pixel_values, counts, strict=True)])
         levels = self.vision_tower(images)  # L of [M, N, D]
-        last, change = levels[-1], None
-        if self.fusion is not None and 2 in counts:
-            starts = [sum(counts[:b]) for b in range(batch) if counts[b] == 2]
-            if len(starts) == batch:
-                before, after = (torch.stack([x[i::2] for x in levels], dim=1) for i in (0, 1))  # [B, L, N, D]
-                fused = self.fusion(before, after)
-                last = torch.stack([fused.before, fused.after], dim=1).flatten(0, 1)
-            else:
-                rows = torch.tensor(starts, device=images.device)
-                before, after = (torch.stack([x[rows + i] for x in levels], dim=1) for i in (0, 1))
-                fused = self.fusion(before, after)
-                last = last.index_copy(0, rows, fused.before).index_copy(0, rows + 1, fused.after)
-            change = fused.change
+        starts = [sum(counts[:b]) for b in range(batch) if counts[b] == 2 and sizes[b] == (0, 0)]
+        last, change = self._fuse(levels, starts)
         features = self.projector(last)  # [M, N, H]
-        return ImageFeatures(last_hidden_state=last, pooler_output=features.flatten(0, 1), change=change)
+        if any(size != (0, 0) for size in sizes):
+            parts = [self._arrange(views, size) for views, size in zip(features.split(counts), sizes, strict=True)]
+            features = torch.cat(parts)
+        return ImageFeatures(
+            last_hidden_state=last, pooler_output=features.reshape(-1, features.shape[-1]), change=change
+        )
 
-    def _anyres_features(self, pixel_values: Tensor, counts: Sequence[int], image_sizes: Tensor) -> ImageFeatures:
-        """Single images as tiles [B, T, C, S, S] to features [n, H], rows separated by the newline vector."""
+    def _fuse(self, levels: list[Tensor], starts: list[int]) -> tuple[Tensor, Tensor | None]:
+        """L of [M, N, D], with pairs at rows `starts`, to [M, N, D] and the change stream [pairs, N, D]."""
+        last = levels[-1]
+        if self.fusion is None or not starts:
+            return last, None
+        if 2 * len(starts) == len(last):  # nothing but pairs
+            before, after = (torch.stack([x[i::2] for x in levels], dim=1) for i in (0, 1))  # [pairs, L, N, D]
+            fused = self.fusion(before, after)
+            return torch.stack([fused.before, fused.after], dim=1).flatten(0, 1), fused.change
+        rows = torch.tensor(starts, device=last.device)
+        before, after = (torch.stack([x[rows + i] for x in levels], dim=1) for i in (0, 1))
+        fused = self.fusion(before, after)
+        return last.index_copy(0, rows, fused.before).index_copy(0, rows + 1, fused.after), fused.change
+
+    def _arrange(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Views [T, N, H] of one sample to rows [n, H] as the language model reads them."""
+        if size == (0, 0):
+            return features.flatten(0, 1)
         if self.image_newline is None:
-            raise DataError("image_sizes were given, but this model has no image_newline: use aspect 'square' or 'pad'")
-        config, sizes = self.config, [(int(h), int(w)) for h, w in image_sizes.tolist()]
-        tiles = [
-            anyres_tile_count(size, config.vision_config.image_size) if any(size) else count
-            for size, count in zip(sizes, counts, strict=True)
-        ]
-        images = torch.cat([sample[:count] for sample, count in zip(pixel_values, tiles, strict=True)])
-        last = self.vision_tower(images)[-1]
-        parts = []
-        for size, features in zip(sizes, self.projector(last).split(tiles), strict=True):  # [T, N, H]
-            if any(size):
-                features = arrange_anyres(
-                    features, size, self.image_newline, image_size=config.vision_config.image_size, max_tiles=config.max_tiles
-                )
-            parts.append(features.reshape(-1, features.shape[-1]))
-        return ImageFeatures(last_hidden_state=last, pooler_output=torch.cat(parts))
+            raise DataError(
+                "image_sizes were given, but this model has no image_newline: use aspect 'square' or 'pad'"
+            )
+        config = self.config
+        return arrange_anyres(
+            features,
+            size,
+            self.image_newline,
+            image_size=config.vision_config.image_size,
+            max_tiles=config.max_tiles,
+            candidates=config.grid_pinpoints and [(height, width) for height, width in config.grid_pinpoints],
+        )
 
     def embed(
         self,
@@ -194,7 +210,11 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         image_counts: Tensor | None = None,
         image_sizes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """ids [B, T] with placeholders, and their images, to embeddings [B, T, H] and the change stream."""
+        """ids [B, T] with placeholders, and their images, to embeddings [B, T, H] and the change stream.
+
+        Raises:
+            DataError: placeholders and image features differ in number.
+        """
         mask = placeholder_mask(input_ids, self.config.image_token_id)
         # the placeholder needs no row in the embedding: it is replaced, or nothing is there to replace it
         embeds = self.get_input_embeddings()(input_ids.masked_fill(mask, 0))
@@ -222,9 +242,16 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         change = None
         if inputs_embeds is None:
             assert input_ids is not None
+            if pixel_values is None and (past_key_values is None or not past_key_values.get_seq_length()):
+                held = int(placeholder_mask(input_ids, self.config.image_token_id).sum())
+                if held:
+                    raise DataError(f"the text holds {held} image placeholders, but no pixel_values were given")
             inputs_embeds, change = self.embed(input_ids, pixel_values, image_counts, image_sizes)
         elif pixel_values is not None:
             raise ValueError("pixel_values need input_ids: inputs_embeds already hold the images (see `embed`)")
+        eager = self.language_model.config._attn_implementation == "eager"
+        if eager and isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
+            attention_mask = _additive(attention_mask, inputs_embeds.dtype)
         kwargs["return_dict"] = True
         out = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -235,6 +262,13 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             **kwargs,
         )
         return ChangeVLMModelOutput(**out, change=change)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask [B, 1, T, T] as what eager attention adds to the scores, where it would add True as 1."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixin):
@@ -282,7 +316,8 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         Args:
             input_ids: [B, T]; each image stands as N ids of `config.image_token_id`.
             pixel_values, image_counts, image_sizes: see `ChangeVLMModel.get_image_features`. Pairs are [B, 2, C, S, S].
-            labels: [B, T], -100 where nothing is to be learned; not shifted.
+            labels: [B, T], -100 where nothing is to be learned; not shifted. While training there are no `logits`
+                in the output then.
             logits_to_keep: compute logits for the last n positions (0: all), or for the given positions.
 
         Raises:
@@ -303,11 +338,21 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, keep])
-        loss = None
+        loss = logits = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
+            # The head runs on supervised positions only: an image has hundreds of others, a word list 150,000 entries.
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # what each position is to foretell
+            rows = targets != IGNORE
+            loss = self.loss_function(
+                logits=self.lm_head(hidden[rows]),
+                labels=None,
+                shift_labels=targets[rows],
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
+            )
+        if labels is None or not self.training:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep])
         output = ChangeVLMOutput(
             loss=loss,
             logits=logits,
@@ -344,3 +389,8 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         if (is_first_iteration or not kwargs.get("use_cache", True)) and inputs.get("inputs_embeds") is None:
             inputs |= {"pixel_values": pixel_values, "image_counts": image_counts, "image_sizes": image_sizes}
         return inputs
+
+
+AutoModel.register(ChangeVLMConfig, ChangeVLMModel, exist_ok=True)
+for _auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    _auto.register(ChangeVLMConfig, ChangeVLMForConditionalGeneration, exist_ok=True)

@@ -9,6 +9,7 @@ Three layouts are told apart by the names in the file, never by a path's spellin
 import functools
 import json
 import logging
+import pickle
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
@@ -89,7 +90,10 @@ def _header(path: Path) -> Shapes:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
             raise CheckpointError(f"{path} is no safetensors file, or is cut off in its header")
-        entries = json.loads(file.read(length))
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no safetensors file: its header is damaged ({error})") from error
     entries.pop("__metadata__", None)
     end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if end != size:
@@ -121,13 +125,23 @@ def checkpoint_files(source: str | Path, **hub: Any) -> list[Path]:
 
 
 def read_shapes(files: Iterable[Path]) -> Shapes:
-    """Names and shapes of all weights in `files`; pickles are opened through `weights_only`."""
+    """Names and shapes of all weights in `files`; pickles are opened through `weights_only`.
+
+    Raises:
+        CheckpointError: a file is damaged, or a pickle that holds anything but tensors.
+    """
     shapes: Shapes = {}
     for file in files:
         if file.suffix == ".safetensors":
             shapes |= _header(file)
         else:
-            weights = torch.load(file, map_location="meta", weights_only=True)
+            try:
+                weights = torch.load(file, map_location="meta", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+                raise CheckpointError(
+                    f"{file} was refused: it is damaged, or a pickle that holds more than tensors ({error}). "
+                    "Ask its author for safetensors"
+                ) from error
             shapes |= {name: tuple(tensor.shape) for name, tensor in weights.items()}
     return shapes
 
@@ -226,14 +240,42 @@ def _tower_fields(fields: Mapping[str, Any], source: str | None, hub: Mapping[st
 
 def _image_token_id(fields: Mapping[str, Any], source: str | None, hub: Mapping[str, Any]) -> int:
     """Where `<image>` is, or will be added by our processor: behind the tokenizer's last entry."""
-    special = _optional_json(source, "tokenizer.json", **hub)
-    if special is not None:
-        added = {token["content"]: token["id"] for token in special.get("added_tokens", [])}
-        vocabulary = special["model"]["vocab"]
-        ids = [*added.values(), *(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
-        return int(added.get("<image>", max(ids) + 1))
+    fast = _optional_json(source, "tokenizer.json", **hub)
+    if fast is not None:
+        vocabulary, added = fast["model"]["vocab"], {t["content"]: t["id"] for t in fast.get("added_tokens", [])}
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    else:
+        ids = list((_optional_json(source, "vocab.json", **hub) or {}).values())
+        added = _optional_json(source, "added_tokens.json", **hub) or {}
+    if ids:
+        return int(added.get("<image>", max([*ids, *added.values()]) + 1))
+    if fields.get("image_token_index", -1) >= 0:  # LLaVA's own -200 is no id
+        return int(fields["image_token_index"])
     vocab = int(fields.get("vocab_size", 151936))
     return 151646 if vocab > 151646 else vocab - 1  # Qwen2's first free id; else the last, a padding row
+
+
+def _aspect(name: str | None, pinpoints: list[list[int]] | None, *, cut: bool = True) -> dict[str, Any]:
+    """How images are brought to size, from LLaVA's name for it ("square", "pad", "anyres_max_9").
+
+    Args:
+        cut: whether single images may be cut into views; pairs for a fusion never are.
+    """
+    tiles = re.fullmatch(r"anyres(?:_max_(\d+))?", name or "square")
+    if tiles is None:
+        return {"image_aspect": "pad" if name == "pad" else "square"}
+    most = int(tiles.group(1) or 10_000)  # plain "anyres" has no bound
+    return {"image_aspect": "anyres" if cut else "square", "grid_pinpoints": pinpoints, "max_tiles": most}
+
+
+def _release_pinpoints(fields: Mapping[str, Any], source: str | None) -> list[list[int]] | None:
+    """`image_grid_pinpoints` as [height, width] in pixels; None for every grid up to 6 x 6."""
+    given = fields.get("image_grid_pinpoints")
+    if given in (None, "(1x1),...,(6x6)"):
+        return None
+    if not isinstance(given, list):
+        raise CheckpointError(f"image_grid_pinpoints={given!r} of {source} is neither a list nor '(1x1),...,(6x6)'")
+    return [[height, width] for width, height in given]
 
 
 def config_from_release(fields: Mapping[str, Any], source: str | None = None, **hub: Any) -> ChangeVLMConfig:
@@ -254,7 +296,6 @@ def config_from_release(fields: Mapping[str, Any], source: str | None = None, **
     elif resampler not in (None, "identity"):
         raise CheckpointError(f"mm_resampler_type={resampler!r} of {source} is not known; known: cc_expert, none")
     text = {name: fields[name] for name in _TEXT_FIELDS if fields.get(name) is not None}
-    pinpoints = re.fullmatch(r"anyres_max_(\d+)", str(fields.get("image_aspect_ratio", "")))
     return ChangeVLMConfig(
         vision_config=_tower_fields(fields, source, hub),
         text_config={"model_type": "qwen2", **text},
@@ -262,7 +303,7 @@ def config_from_release(fields: Mapping[str, Any], source: str | None = None, **
         fusion=fusion,
         projector=fields.get("mm_projector_type", "mlp2x_gelu"),
         image_token_id=_image_token_id(fields, source, hub),
-        max_tiles=int(pinpoints.group(1)) if pinpoints else 9,
+        **_aspect(fields.get("image_aspect_ratio"), _release_pinpoints(fields, source), cut=fusion is None),
         tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
         dtype=fields.get("dtype") or fields.get("torch_dtype"),
     )
@@ -274,7 +315,6 @@ def config_from_hub(fields: Mapping[str, Any]) -> ChangeVLMConfig:
         raise CheckpointError("vision_feature_layer is a list; LLaVA-OneVision uses one layer")
     if fields.get("vision_feature_select_strategy", "full") != "full":
         raise CheckpointError("vision_feature_select_strategy must be 'full'")
-    tiles = re.fullmatch(r"anyres_max_(\d+)", str(fields.get("vision_aspect_ratio", "anyres_max_9")))
     text = dict(fields["text_config"])
     tied = bool(fields.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False))
     return ChangeVLMConfig(
@@ -283,7 +323,7 @@ def config_from_hub(fields: Mapping[str, Any]) -> ChangeVLMConfig:
         vision_layers=fields.get("vision_feature_layer", -1),
         image_token_id=fields.get("image_token_index", fields.get("image_token_id", 151646)),
         image_newline=True,
-        max_tiles=int(tiles.group(1)) if tiles else 9,
+        **_aspect(fields.get("vision_aspect_ratio", "anyres_max_9"), fields.get("image_grid_pinpoints")),
         tie_word_embeddings=tied,
         dtype=fields.get("dtype") or fields.get("torch_dtype"),
     )
@@ -330,6 +370,9 @@ class ReleaseBaselineConfig(ReleaseConfig):
     model_type = "llava_qwen"
 
 
+for _released in (ReleaseConfig, ReleaseBaselineConfig):
+    AutoConfig.register(_released.model_type, _released, exist_ok=True)
+
 # --- loading and exporting -----------------------------------------------------------------------------------------
 
 
@@ -340,8 +383,9 @@ def _say_dropped(where: str, names: tuple[str, ...]) -> None:
 
 
 def _short(names: Iterable[str]) -> tuple[str, ...]:
-    """Weight names with the last part (weight, bias) cut and repetitions removed."""
-    return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
+    """Weight names without their last part (weight, bias), and one name for a whole layer of the tower."""
+    cut = (re.sub(r"(\.encoder\.layers\.\d+)\..*", r"\1", name.rsplit(".", 1)[0]) for name in names)
+    return tuple(dict.fromkeys(cut))
 
 
 def inspect(source: str, config: ChangeVLMConfig | None = None, **hub: Any) -> tuple[ChangeVLMConfig, str]:
@@ -436,7 +480,9 @@ def release_fields(config: ChangeVLMConfig) -> dict[str, Any]:
         "rope_theta": rope.get("rope_theta", text.get("rope_theta", 1e6)),
         "rope_scaling": None,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "image_aspect_ratio": f"anyres_max_{config.max_tiles}" if config.image_newline else "square",
+        "image_aspect_ratio": f"anyres_max_{config.max_tiles}" if config.image_aspect == "anyres" else config.image_aspect,
+        "image_grid_pinpoints": config.grid_pinpoints and [[width, height] for height, width in config.grid_pinpoints],
+        "image_token_index": config.image_token_id,
         "mm_patch_merge_type": "spatial_unpad" if config.image_newline else "flat",
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": config.projector,
@@ -476,7 +522,10 @@ def export_release(model: Any, folder: str | Path, max_shard_size: int | str = "
     fields = release_fields(model.config)
     fields["torch_dtype"] = str(model.dtype).removeprefix("torch.")
     vision = model.config.vision_config
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    sizes = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+        "num_channels", "hidden_act", "layer_norm_eps",
+    )  # fmt: skip
     state = {to_release(name): tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight")

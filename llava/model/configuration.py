@@ -1,6 +1,7 @@
 """ChangeVLMConfig: one vision encoder, one fusion, one projector, one language model."""
 
 import copy
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -50,7 +51,7 @@ DIFFERENCE_FUSION: dict[str, Any] = {"kind": "difference", "depth": 2, "head_dim
 """CCExpert's fusion with the release's defaults (arXiv 2411.11360)."""
 
 _CCEXPERT = {"vision_layers": [17, 20, 23, 26], "fusion": DIFFERENCE_FUSION}
-_ONEVISION = {"vision_layers": [26], "fusion": None, "image_newline": True}
+_ONEVISION = {"vision_layers": [26], "fusion": None, "image_newline": True, "image_aspect": "anyres"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ccexpert-0.5b": {"text_config": QWEN2_05B, **_CCEXPERT},
@@ -61,16 +62,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The published models, by name, for `ChangeVLMConfig.preset`."""
 
 
+FUSION_DEFAULTS: dict[str, dict[str, Any]] = {"difference": DIFFERENCE_FUSION}
+_DEFAULTS = {"vision_config": SIGLIP_SO400M, "text_config": QWEN2_05B}
+
+
 def _as_config(value: PreTrainedConfig | dict[str, Any] | None, *, field: str) -> PreTrainedConfig:
     """A sub-config object from a dict with `model_type`, an object, or nothing (SigLIP so400m, Qwen2-0.5B)."""
-    if isinstance(value, PreTrainedConfig):
-        return value
-    fields = dict(value) if value is not None else dict(SIGLIP_SO400M if field == "vision_config" else QWEN2_05B)
-    model_type = fields.pop("model_type", "siglip_vision_model" if field == "vision_config" else "qwen2")
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
-        raise ConfigError(f"{field}.model_type={model_type!r} is not known to transformers: {error}") from error
+    if not isinstance(value, PreTrainedConfig):
+        fields = dict(_DEFAULTS[field] if value is None else value)
+        model_type = fields.pop("model_type", _DEFAULTS[field]["model_type"])
+        try:
+            value = AutoConfig.for_model(model_type, **fields)
+        except ValueError as error:
+            raise ConfigError(f"{field}.model_type={model_type!r} is not known to transformers: {error}") from error
+    part = getattr(value, field, None)  # of a model with both, such as SigLIP or CLIP
+    return part if isinstance(part, PreTrainedConfig) else value
+
+
+def _check_patches(config: PreTrainedConfig) -> None:
+    """Make sure that a vision config says what a square grid of patches needs."""
+    patch, patches = getattr(config, "patch_size", None), getattr(config, "num_patches", None)
+    if getattr(config, "image_size", None) is None and isinstance(patch, int) and isinstance(patches, int):
+        config.image_size = math.isqrt(patches) * patch  # SigLIP2 states the number of patches instead
+    for name in ("image_size", "patch_size", "num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(config, name, None), int):
+            raise ConfigError(
+                f"vision_config of type {config.model_type!r} has {name}={getattr(config, name, None)!r}; needed is an "
+                "encoder of square patches with integer image_size, patch_size, num_hidden_layers and hidden_size"
+            )
 
 
 class ChangeVLMConfig(PreTrainedConfig):
@@ -80,17 +99,19 @@ class ChangeVLMConfig(PreTrainedConfig):
         vision_config: any transformers vision encoder's config (SigLIP, SigLIP2, CLIP, DINOv3, ...), as object or dict.
         text_config: any transformers causal language model's config, as object or dict.
         vision_layers: hidden states handed on, shallow to deep. Entry 0 is the patch embedding's output, entry i the
-            output of layer i. Negative numbers count from the end and are stored as positive ones. Without fusion
-            the deepest one alone is used.
+            output of layer i. Negative numbers count from the end and are stored as positive ones. The fusion adds
+            to the last one listed; without fusion that one alone is used.
         fusion: None (the baseline) or `{"kind": "difference", "depth", "head_dim", "mlp_dim"}`.
         projector: "mlp2x_gelu" (any depth: "mlp3x_gelu", ...) or "linear".
         image_token_id: the placeholder's id; each image takes `image_seq_length` of them.
         image_newline: whether the model has LLaVA-OneVision's row separator, needed for `anyres` single images.
+        image_aspect: how its processor brings images to the tower's size: "square", "pad" or "anyres".
+        grid_pinpoints: resolutions [height, width] that "anyres" chooses from; None: all grids of 1 x 1 to 6 x 6.
         max_tiles: bound of `anyres_max_N`, in tiles.
         tie_word_embeddings: defaults to the text config's.
 
     Raises:
-        ConfigError: a layer out of range, no layer, an unknown model type.
+        ConfigError: a layer out of range, no layer, an unknown model type, an encoder without a grid of patches.
     """
 
     model_type = "change_vlm"
@@ -105,6 +126,8 @@ class ChangeVLMConfig(PreTrainedConfig):
         projector: str = "mlp2x_gelu",
         image_token_id: int = 151646,
         image_newline: bool = False,
+        image_aspect: str = "square",
+        grid_pinpoints: list[list[int]] | None = None,
         max_tiles: int = 9,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool | None = None,
@@ -112,6 +135,7 @@ class ChangeVLMConfig(PreTrainedConfig):
     ) -> None:
         self.vision_config = _as_config(vision_config, field="vision_config")
         self.text_config = _as_config(text_config, field="text_config")
+        _check_patches(self.vision_config)
         entries = self.vision_config.num_hidden_layers + 1
         layers = [vision_layers] if isinstance(vision_layers, int) else list(vision_layers)
         if not layers or any(not -entries <= layer < entries for layer in layers):
@@ -119,11 +143,16 @@ class ChangeVLMConfig(PreTrainedConfig):
                 f"vision_layers={layers} does not fit a tower of {entries - 1} layers "
                 f"({entries} hidden states, counting the embedding as 0)"
             )
-        self.vision_layers = sorted(layer % entries for layer in layers)
-        self.fusion = {**DIFFERENCE_FUSION, **fusion} if fusion is not None else None
+        self.vision_layers = [layer % entries for layer in layers]
+        if fusion is not None:
+            kind = fusion.get("kind", "difference")
+            fusion = {"kind": kind, **FUSION_DEFAULTS.get(kind, {}), **fusion}
+        self.fusion = fusion
         self.projector = projector
         self.image_token_id = image_token_id
         self.image_newline = image_newline
+        self.image_aspect = image_aspect
+        self.grid_pinpoints = grid_pinpoints
         self.max_tiles = max_tiles
         self.initializer_range = initializer_range
         if tie_word_embeddings is None:
@@ -149,3 +178,6 @@ class ChangeVLMConfig(PreTrainedConfig):
     def image_seq_length(self) -> int:
         """Tokens one image gives to the language model (N), without `anyres`."""
         return self.grid**2
+
+
+AutoConfig.register(ChangeVLMConfig.model_type, ChangeVLMConfig, exist_ok=True)

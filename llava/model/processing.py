@@ -4,21 +4,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AddedToken, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AddedToken,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava.data.conversation import IMAGE_TOKEN, LabelRule, Message, chat_template, labels_from_spans
 from llava.data.images import load_image
 from llava.errors import ConfigError, DataError
 from llava.model import checkpoint
-from llava.model.anyres import anyres_token_count
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.image_processing import ChangeImageProcessor
 
 # Means and deviations of the towers that were not trained on (0.5, 0.5).
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-_PIXEL_STATISTICS = {"clip_vision_model": _CLIP, "instructblip_vision_model": _CLIP, "dinov3_vit": _IMAGENET}
+_PIXEL_STATISTICS = {
+    "clip_vision_model": _CLIP,
+    "instructblip_vision_model": _CLIP,
+    "blip_2_vision_model": _CLIP,
+    "dinov2": _IMAGENET,
+    "dinov2_with_registers": _IMAGENET,
+    "dinov3_vit": _IMAGENET,
+}
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -35,9 +49,10 @@ class ChangeVLMProcessor(ProcessorMixin):
         image_processor: how a file becomes [C, S, S].
         tokenizer: any fast tokenizer; `<image>` is added as a special token.
         chat_template: Jinja text; by default ChatML when the tokenizer knows `<|im_start|>`, else Vicuna's.
-        image_seq_length: placeholders of one image (N).
-        max_tiles: bound of `anyres_max_N`.
-        grid: patches along one side of an image, for `anyres`.
+        image_seq_length: placeholders of one whole view of an image (N).
+
+    Raises:
+        ConfigError: no image processor or no tokenizer.
     """
 
     attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
@@ -48,28 +63,31 @@ class ChangeVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         chat_template: str | None = None,
         image_seq_length: int = 729,
-        max_tiles: int = 9,
         **kwargs: Any,
     ) -> None:
         if tokenizer is None or image_processor is None:
             raise ConfigError("ChangeVLMProcessor needs an image_processor and a tokenizer")
         self.image_seq_length = image_seq_length
-        self.max_tiles = max_tiles
         self.image_token = IMAGE_TOKEN
         self.image_token_id = add_image_token(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or default_template(tokenizer))
 
     @classmethod
-    def for_config(cls, config: ChangeVLMConfig, tokenizer: PreTrainedTokenizerBase, **image_options: Any) -> "ChangeVLMProcessor":
+    def for_config(
+        cls, config: ChangeVLMConfig, tokenizer: PreTrainedTokenizerBase, **image_options: Any
+    ) -> "ChangeVLMProcessor":
         """The processor of a model with `config`: size, pixel statistics and token count from the tower."""
         mean, std = _PIXEL_STATISTICS.get(config.vision_config.model_type, ([0.5] * 3, [0.5] * 3))
-        options = {"size": config.vision_config.image_size, "mean": mean, "std": std} | image_options
-        return cls(
-            ChangeImageProcessor(**options),
-            tokenizer,
-            image_seq_length=config.image_seq_length,
-            max_tiles=config.max_tiles,
-        )
+        options = {
+            "size": config.vision_config.image_size,
+            "mean": mean,
+            "std": std,
+            "aspect": config.image_aspect,
+            "grid_pinpoints": config.grid_pinpoints,
+            "max_tiles": config.max_tiles,
+        }
+        image_processor = ChangeImageProcessor(**(options | image_options))
+        return cls(image_processor, tokenizer, image_seq_length=config.image_seq_length)
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -85,7 +103,7 @@ class ChangeVLMProcessor(ProcessorMixin):
         config = checkpoint.read_config(str(pretrained_model_name_or_path), **hub)
         made = cls.for_config(config, tokenizer)
         fields.clear()
-        fields.update(image_seq_length=made.image_seq_length, max_tiles=made.max_tiles, chat_template=made.chat_template)
+        fields.update(image_seq_length=made.image_seq_length, chat_template=made.chat_template)
         return [made.image_processor, tokenizer]
 
     def __call__(
@@ -95,6 +113,9 @@ class ChangeVLMProcessor(ProcessorMixin):
         padding: bool | str = True,
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Texts with `<image>` marks, and their images, to model inputs.
@@ -103,85 +124,83 @@ class ChangeVLMProcessor(ProcessorMixin):
             images: one image, a flat list (dealt to the texts by their marks), or a list of lists (one a text). An
                 image is a path, a PIL image, an array or a tensor, see `llava.data.images.load_image`.
             text: one text or several.
-            padding: as in transformers; True pads to the longest.
+            padding, max_length, pad_to_multiple_of: as in transformers; True pads to the longest.
             padding_side: "left" (for generation, the default) or "right".
+            add_special_tokens: whether the tokenizer adds its own (Llama's `<s>`).
 
         Returns:
-            `input_ids`, `attention_mask` [B, T]; with images `pixel_values` [B, I, C, S, S], and `image_counts` [B]
-            where samples have different numbers of images, or `image_sizes` [B, 2] with `anyres`.
+            `input_ids`, `attention_mask` [B, T]; with images `pixel_values` [B, I, C, S, S], `image_counts` [B]
+            where samples have different numbers of images (or views), and `image_sizes` [B, 2] where one is cut
+            into views ("anyres", single images only).
 
         Raises:
-            DataError: marks and images differ in number.
+            DataError: marks and images differ in number, or no text.
+            ConfigError: another argument: none is ignored.
         """
+        unknown = [name for name, value in kwargs.items() if value is not None and value is not False]
+        if unknown:
+            raise ConfigError(f"ChangeVLMProcessor does not take {', '.join(unknown)}")
         texts = [text] if isinstance(text, str) else list(text or [])
         if not texts:
             raise DataError("ChangeVLMProcessor needs text; images alone go through processor.image_processor")
-        rows = [self.tokenizer(t, add_special_tokens=kwargs.get("add_special_tokens", True))["input_ids"] for t in texts]
+        rows = [self.tokenizer(t, add_special_tokens=add_special_tokens)["input_ids"] for t in texts]
+        pixels: dict[str, torch.Tensor] = {}
         marks = [row.count(self.image_token_id) for row in rows]
-        pixels, lengths = self._pixels(images, marks) if images is not None else ({}, None)
-        if images is None and any(marks):
-            raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but no images were given")
-        if lengths is not None:
+        if images is not None:
+            pixels, lengths = self._pixels(_per_text(images, marks))
             rows = [self.expand(row, counts) for row, counts in zip(rows, lengths, strict=True)]
-        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side or "left", return_tensors=return_tensors)
-        return BatchFeature({"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], **pixels})
+        elif any(marks):
+            raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but no images were given")
+        padded = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=padding,
+            padding_side=padding_side or "left",
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
+        )
+        return BatchFeature(
+            {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], **pixels}
+        )
 
     def expand(self, ids: Sequence[int], lengths: Sequence[int]) -> list[int]:
-        """Each `<image>` id repeated as often as its image has tokens."""
+        """Each `<image>` id repeated as often as its image has tokens.
+
+        Raises:
+            DataError: `ids` has another number of images than `lengths`.
+        """
+        if ids.count(self.image_token_id) != len(lengths):
+            raise DataError(f"{ids.count(self.image_token_id)} {IMAGE_TOKEN} ids for {len(lengths)} images")
         counts = iter(lengths)
         out: list[int] = []
         for token in ids:
             out.extend([token] * next(counts) if token == self.image_token_id else [token])
         return out
 
-    def _pixels(self, images: Any, marks: list[int]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-        """Images in any nesting to tensors, and for each text the tokens of each of its images."""
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        if images and isinstance(images[0], (list, tuple)):
-            nested = [list(group) for group in images]
-        else:
-            rest = iter(images)
-            nested = [[image for _, image in zip(range(count), rest)] for count in marks]  # noqa: B905 (stops at count)
-            left = len(list(rest))
-            if left:
-                raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but {sum(marks) + left} images were given")
-        counts = [len(group) for group in nested]
-        if counts != marks:
-            raise DataError(f"images per text: {counts} given, {marks} {IMAGE_TOKEN} marks; every image needs its mark")
-        if not sum(counts):
-            return {}, [[] for _ in nested]
-        loaded = [[load_image(image) for image in group] for group in nested]
-        if self.image_processor.aspect == "anyres":
-            return self._anyres_pixels(loaded)
-        flat = self.image_processor.preprocess([i for group in loaded for i in group], return_tensors="pt")["pixel_values"]
-        lengths = [[self.image_seq_length] * count for count in counts]
-        most = max(counts)
-        if counts == [most] * len(counts):
-            return {"pixel_values": flat.unflatten(0, (-1, most))}, lengths
-        pixel_values = flat.new_zeros(len(counts), most, *flat.shape[1:])
-        for row, part in zip(pixel_values, flat.split(counts), strict=True):
-            row[: len(part)] = part
-        return {"pixel_values": pixel_values, "image_counts": torch.tensor(counts)}, lengths
-
-    def _anyres_pixels(self, loaded: list[list[Any]]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-        """Single images as tiles; a sample of several images keeps one whole view of each, as LLaVA-OneVision does."""
-        sizes, tiles, lengths = [], [], []
-        for group in loaded:
-            if len(group) == 1:
-                height, width = group[0].height, group[0].width
-                sizes.append((height, width))
-                tiles.append(self.image_processor.tiles(group[0]))
-                lengths.append([anyres_token_count((height, width), self.image_processor.size, self.image_seq_length, self.max_tiles)])
-            else:
-                sizes.append((0, 0))
-                tiles.append(self.image_processor.preprocess(group, return_tensors="pt")["pixel_values"])
+    def _pixels(self, nested: list[list[Any]]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+        """The images of each text to tensors, and for each text the tokens of each of its images."""
+        views, sizes, lengths = [], [], []
+        side = self.image_processor.size
+        for group in nested:
+            size = (0, 0)
+            if len(group) == 1 and self.image_processor.aspect == "anyres":
+                image = load_image(group[0])
+                size = (image.height, image.width)
+                views.append(self.image_processor.tiles(image))
+                lengths.append([self.image_processor.token_count(size, self.image_seq_length)])
+            else:  # LLaVA-OneVision, too, keeps one whole view of each of several images
+                values = self.image_processor.preprocess(group)["pixel_values"] if group else torch.zeros(0, 3, side, side)
+                views.append(values)
                 lengths.append([self.image_seq_length] * len(group))
-        if not any(any(size) for size in sizes):
-            return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)}, lengths
-        counts = torch.tensor([len(t) for t in tiles])
-        pixel_values = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
-        return {"pixel_values": pixel_values, "image_counts": counts, "image_sizes": torch.tensor(sizes)}, lengths
+            sizes.append(size)
+        if not any(lengths):
+            return {}, lengths
+        pixels = {"pixel_values": torch.nn.utils.rnn.pad_sequence(views, batch_first=True)}
+        if len({len(view) for view in views}) > 1:
+            pixels["image_counts"] = torch.tensor([len(view) for view in views])
+        if any(size != (0, 0) for size in sizes):
+            pixels["image_sizes"] = torch.tensor(sizes)
+        return pixels, lengths
 
     def prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Messages to text by the chat template, one `<image>` mark an image."""
@@ -227,6 +246,29 @@ class ChangeVLMProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "image_counts", "image_sizes"]
 
 
+def _per_text(images: Any, marks: list[int]) -> list[list[Any]]:
+    """Images in any nesting to one list a text.
+
+    Raises:
+        DataError: they do not fit the number of marks in each text.
+    """
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    if images and isinstance(images[0], (list, tuple)):
+        counts = [len(group) for group in images]
+        if counts != marks:
+            raise DataError(f"images per text: {counts} given, {marks} {IMAGE_TOKEN} marks; every image needs its mark")
+        return [list(group) for group in images]
+    if len(images) != sum(marks):
+        raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but {len(images)} images were given")
+    starts = [sum(marks[:i]) for i in range(len(marks))]
+    return [images[start : start + count] for start, count in zip(starts, marks, strict=True)]
+
+
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """ChatML for tokenizers that know its marks, else Vicuna's template."""
     return chat_template("chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna")
+
+
+if not getattr(AutoImageProcessor, "is_dummy", False):  # it is one in transformers 5.17 without torchvision
+    AutoImageProcessor.register(ChangeVLMConfig, slow_image_processor_class=ChangeImageProcessor, exist_ok=True)
+AutoProcessor.register(ChangeVLMConfig, ChangeVLMProcessor, exist_ok=True)

@@ -4,13 +4,16 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, DataError
 
 # What comes after the last layer in the encoders of transformers. None of it is used here.
 _TAIL = ("post_layernorm", "layernorm", "norm", "head", "pooler")
+# EVA encoders, which AutoModel knows only as parts of larger models.
+_ENCODERS = {"instructblip_vision_model": "InstructBlipVisionModel", "blip_2_vision_model": "Blip2VisionModel"}
 
 
 def _patchify(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -36,32 +39,53 @@ def truncated(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConf
     return config
 
 
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of a vision config, without the weights that no hidden state depends on."""
+    name = _ENCODERS.get(config.model_type)
+    build = getattr(transformers, name)._from_config if name else AutoModel.from_config
+    encoder: PreTrainedModel = build(config)
+    # Replaced, the tail is neither held nor trained, and the last hidden state is that of the layer, not normed.
+    for name in _TAIL:
+        if isinstance(getattr(encoder, name, None), nn.Module):
+            setattr(encoder, name, nn.Identity())
+    embeddings = getattr(encoder, "embeddings", None)
+    mask_token = getattr(embeddings, "mask_token", None)
+    if embeddings is not None and isinstance(mask_token, nn.Parameter):
+        # DINO's, for masked pretraining only; its own initialisation still writes to it
+        del embeddings.mask_token
+        embeddings.register_buffer("mask_token", mask_token.detach(), persistent=False)
+    return encoder
+
+
 class VisionTower(nn.Module):
     """Patch features of images at several depths.
 
     Args:
         config: a vision config of transformers (SigLIP, SigLIP2, CLIP, DINOv3, InstructBLIP's EVA, ...).
-        layers: indices into the hidden states, entry 0 being the embedding's output; sorted, positive.
-
-    Raises:
-        ConfigError: the encoder has no square grid of patches to give.
+        layers: indices into the hidden states, entry 0 being the embedding's output; positive.
     """
 
     def __init__(self, config: PreTrainedConfig, layers: Sequence[int]) -> None:
         super().__init__()
-        if not isinstance(getattr(config, "patch_size", None), int) or not hasattr(config, "image_size"):
-            raise ConfigError(f"vision_config of type {config.model_type!r} has no integer patch_size and image_size")
         self.layers = tuple(layers)
+        self.image_size = int(config.image_size)
         self.num_patches = (config.image_size // config.patch_size) ** 2
-        self.encoder = AutoModel.from_config(truncated(config, layers))
-        # The tail has weights in some encoders; replaced, they are neither held nor trained, and the last
-        # hidden state is that of the layer, not normed. DINOv3 and others keep it one module deeper or not at all.
-        for name in _TAIL:
-            if isinstance(getattr(self.encoder, name, None), nn.Module):
-                setattr(self.encoder, name, nn.Identity())
+        self.encoder = _build(truncated(config, layers))
+        # transformers gathers these from a model's direct children only
+        self._no_split_modules = self.encoder._no_split_modules
+        self._keep_in_fp32_modules = self.encoder._keep_in_fp32_modules
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images [M, C, S, S] to one [M, N, D] per layer, class and register tokens left out."""
+        """Images [M, C, S, S] to one [M, N, D] per layer, class and register tokens left out.
+
+        Raises:
+            DataError: images of another size than S.
+        """
+        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
+            raise DataError(
+                f"images of {tuple(pixel_values.shape[-2:])} pixels for a tower of {self.image_size} x {self.image_size}; "
+                "use this model's own processor"
+            )
         config = self.encoder.config
         inputs = _INPUTS.get(config.model_type, lambda pixels, _: {"pixel_values": pixels})(pixel_values, config)
         states = self.encoder(**inputs, output_hidden_states=True).hidden_states

@@ -6,19 +6,20 @@ import numpy as np
 
 from llava.synth.dice import Dice
 from llava.synth.ground import Ground
-from llava.synth.scene import PLACES, Action, Change, Presence, cells_of
+from llava.synth.scene import COLOURS, PLACES, Action, Change, Presence, cells_of
 from llava.synth.shapes import CELLS, TURNS, Arc, Blob, Block, Line, Patch, coarse, direction
 
 KINDS: tuple[tuple[tuple[Action, str, str | None], int], ...] = (
-    (("appear", "house", None), 20), (("disappear", "house", None), 7), (("replace", "house", "trees"), 9),
-    (("replace", "house", "field"), 3), (("appear", "building", None), 10), (("disappear", "building", None), 4),
-    (("replace", "building", "trees"), 5), (("replace", "building", "house"), 4), (("replace", "building", "field"), 2),
-    (("grow", "building", None), 3), (("appear", "road", None), 9), (("disappear", "road", None), 2),
-    (("disappear", "trees", None), 6), (("appear", "trees", None), 4), (("appear", "water", None), 5),
-    (("disappear", "water", None), 3), (("grow", "water", None), 3), (("appear", "field", None), 4),
-    (("disappear", "field", None), 3), (("appear", "parking lot", None), 5), (("disappear", "parking lot", None), 2),
-    (("replace", "parking lot", "trees"), 3), (("appear", "playground", None), 4), (("disappear", "playground", None), 2),
-    (("replace", "playground", "field"), 2),
+    (("appear", "house", None), 15), (("disappear", "house", None), 7), (("replace", "house", "trees"), 7),
+    (("replace", "house", "field"), 4), (("appear", "building", None), 5), (("disappear", "building", None), 4),
+    (("replace", "building", "trees"), 3), (("replace", "building", "house"), 3),
+    (("replace", "building", "field"), 2), (("grow", "building", None), 4), (("appear", "road", None), 12),
+    (("disappear", "road", None), 5), (("disappear", "trees", None), 9), (("appear", "trees", None), 7),
+    (("appear", "water", None), 6), (("disappear", "water", None), 5), (("grow", "water", None), 4),
+    (("appear", "field", None), 6), (("disappear", "field", None), 5), (("appear", "parking lot", None), 6),
+    (("disappear", "parking lot", None), 4), (("replace", "parking lot", "trees"), 4),
+    (("appear", "playground", None), 6), (("disappear", "playground", None), 4),
+    (("replace", "playground", "field"), 3),
 )  # fmt: skip
 """(action, subject, former) with weights: what happens how often."""
 
@@ -109,7 +110,8 @@ def _road_event(site: Ground, action: Action) -> Change:
         place = ("top", "across", "bottom")[lane] if level else ("left", "down", "right")[lane]
     road = site.add("road", shape, presence)
     context = site.name
-    return Change(action, "road", None, 1, cells_of(coarse(shape)), (road.id,), place, context, manner)
+    colour = COLOURS["road"][road.style]
+    return Change(action, "road", None, 1, cells_of(coarse(shape)), (road.id,), place, context, manner, colour)
 
 
 def _try_event(
@@ -135,31 +137,33 @@ def _try_event(
         ids.append(_trees(site, block, "before"))
         site.in_woods = dice.chance(60)
     elif former == "house":
-        ids += _houses(site, Block(block.cx, block.cy, block.turn, old * 21, 18), old, "before", 100)
+        ids += _houses(site, Block(block.cx, block.cy, block.turn, old * 21, 18), old, "before")
     elif former == "field":
         ids.append(site.add("field", block, "before").id)
     inner = Block(block.cx, block.cy, block.turn, *_size_inside(subject, size, former))
+    style = dice.below(len(COLOURS[subject])) if subject in COLOURS else None
     row = subject == "house" and count >= 3 and HOUSE_GRIDS[count][1] == 1
     if action == "grow":
-        ids += _grow(site, subject, inner)
+        ids += _grow(site, subject, inner, style)
     elif subject == "house":
-        ids += _houses(site, inner, count, came, 100)
+        ids += _houses(site, inner, count, came, style)
     elif subject == "building" and count == 2:
         for side in (-1, 1):
             x, y = inner.point(side * (inner.hu // 2 + 2), 0)
             half = Block(x, y, inner.turn, inner.hu // 2 - 4, inner.hv)
-            ids.append(site.add("building", half, came).id)
+            ids.append(site.add("building", half, came, style).id)
     elif subject == "trees":
         ids.append(_trees(site, inner, came))
     elif subject == "water":
         blob = Blob(inner, dice.between(-22, 22), dice.between(-22, 22))
         ids.append(site.add("water", blob, came).id)
     else:
-        ids.append(site.add(subject, inner, came).id)
+        ids.append(site.add(subject, inner, came, style).id)
     cells = cells_of(coarse(block))
     middle = PLACES[min(block.cy * 3 // 256, 2) * 3 + min(block.cx * 3 // 256, 2)]
     context = "road" if spot.beside_road else "" if former or action == "grow" else site.name
-    return Change(action, subject, former, count, cells, tuple(ids), middle, context, "row" if row else "")
+    manner, colour = "row" if row else "", "" if style is None else COLOURS[subject][style]
+    return Change(action, subject, former, count, cells, tuple(ids), middle, context, manner, colour)
 
 
 def _size(dice: Dice, subject: str, count: int) -> tuple[int, int]:
@@ -186,7 +190,7 @@ def _size_inside(subject: str, size: tuple[int, int], former: str | None) -> tup
 def _spot(site: Ground, size: tuple[int, int], tries: int, *, roadside: bool) -> Spot | None:
     """A free place in a random cell; beside an old straight road in about half of the scenes where that makes sense."""
     dice = site.dice
-    straight = [road for road in site.roads if isinstance(road, Line)]
+    straight = [road for road in site.old_roads if isinstance(road, Line)]
     if roadside and straight and dice.chance(60):
         for _ in range(8):
             spot = _beside(site, dice.pick(straight), size)
@@ -210,7 +214,7 @@ def _beside(site: Ground, road: Line, size: tuple[int, int]) -> Spot | None:
     return Spot(block, True) if clear and inside and site.fits(block, 3) else None
 
 
-def _houses(site: Ground, block: Block, count: int, presence: Presence, percent: int) -> list[int]:
+def _houses(site: Ground, block: Block, count: int, presence: Presence, style: int | None = None) -> list[int]:
     """`count` houses in rows and columns over the block."""
     dice, (columns, rows) = site.dice, HOUSE_GRIDS[count]
     ids = []
@@ -221,7 +225,7 @@ def _houses(site: Ground, block: Block, count: int, presence: Presence, percent:
         x, y = block.point(u, v)
         small = 0 if count > 1 else 2
         hu, hv = dice.between(15, 17) + small, dice.between(12, 14) + small
-        ids.append(site.add("house", Block(x, y, block.turn, hu, hv), presence).id)
+        ids.append(site.add("house", Block(x, y, block.turn, hu, hv), presence, style).id)
     return ids
 
 
@@ -232,17 +236,15 @@ def _trees(site: Ground, block: Block, presence: Presence) -> int:
     return thing.id
 
 
-def _grow(site: Ground, subject: str, block: Block) -> list[int]:
+def _grow(site: Ground, subject: str, block: Block, style: int | None) -> list[int]:
     """The thing as it was, and what was added to it."""
     dice = site.dice
     if subject == "water":
         lean, bend = dice.between(-22, 22), dice.between(-22, 22)
         small = Block(block.cx, block.cy, block.turn, block.hu * 5 // 9, block.hv * 5 // 9)
-        first = site.add("water", Blob(small, lean, bend))
+        first = site.add("water", Blob(small, lean, bend), "before")
         return [first.id, site.add("water", Blob(block, lean, bend), "after").id]
-    old_half = block.hu * 5 // 10
+    old_half = block.hu // 2
     x, y = block.point(old_half - block.hu, 0)
-    first = site.add("building", Block(x, y, block.turn, old_half, block.hv * 7 // 8))
-    x, y = block.point(old_half, 0)
-    second = site.add("building", Block(x, y, block.turn, block.hu - old_half, block.hv), "after")
-    return [first.id, second.id]
+    first = site.add("building", Block(x, y, block.turn, old_half, block.hv), "before", style)
+    return [first.id, site.add("building", block, "after", style).id]

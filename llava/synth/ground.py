@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from llava.synth.dice import Dice
-from llava.synth.scene import Presence, Thing
-from llava.synth.shapes import CELL, CELLS, TURNS, UNITS, Arc, Blob, Block, Line, Patch, Shape, box, coarse, cover
+from llava.synth.scene import COLOURS, Presence, Thing
+from llava.synth.shapes import CELL, CELLS, TURNS, UNITS, Arc, Blob, Block, Line, Patch, Shape, box, coarse
 
 MIDDLES = (42, 128, 214)
 """Middles of the three columns (or rows) of the 3 x 3 grid, in units."""
@@ -26,19 +26,26 @@ class Ground:
         self.taken = np.zeros((CELLS, CELLS), dtype=bool)
         self.things: list[Thing] = []
         self.roads: list[Line | Arc] = []
+        self.old_roads: list[Line | Arc] = []
         self.owned: list[Block] = []
         self.in_woods = False
-        self.roof = dice.below(1 << 16)
+        self.usual_style = {name: dice.below(len(colours)) for name, colours in COLOURS.items()}
         self.turn = dice.weighted([(0, 40), (1, 10), (31, 10), (2, 10), (30, 10), (4, 20)])
 
-    def add(self, name: str, shape: Shape, presence: Presence = "both") -> Thing:
-        """Put a thing down and take its cells."""
-        style = self.roof if name == "house" and self.dice.chance(70) else self.dice.below(1 << 16)
-        thing = Thing(len(self.things), name, presence, shape, style, self.dice.below(1 << 30))
+    def add(self, name: str, shape: Shape, presence: Presence = "both", style: int | None = None) -> Thing:
+        """Put a thing down and take its cells; without a `style` most things of a scene look alike."""
+        seed = self.dice.below(1 << 30)
+        if style is None:
+            style = self.usual_style.get(name, 0)
+            if name in ("house", "building", "field") and self.dice.chance(30):
+                style = self.dice.below(len(COLOURS[name]))
+        thing = Thing(len(self.things), name, presence, shape, style, seed)
         self.things.append(thing)
         self.taken |= coarse(shape, 1)
         if isinstance(shape, Line | Arc):
             self.roads.append(shape)
+            if presence == "both":
+                self.old_roads.append(shape)
         return thing
 
     def own(self, block: Block) -> None:
@@ -116,8 +123,3 @@ class Ground:
         whole, part = at >> 8, (at & 255).astype(np.int32)
         rows = heights[whole] * (256 - part)[:, None] + heights[whole + 1] * part[:, None]
         return (rows[:, whole] * (256 - part) + rows[:, whole + 1] * part) >> 16
-
-
-def blocked(road: Line | Arc, cells: np.ndarray, x: np.ndarray, y: np.ndarray) -> bool:
-    """Does the road run through `cells`?"""
-    return bool((cells & cover(road, x, y, 4)).any())

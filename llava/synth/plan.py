@@ -46,9 +46,9 @@ def _fill(site: Ground) -> None:
     """Put down what was there at both dates; how much and what depends on the theme."""
     dice, theme = site.dice, site.theme
     if theme == "residential":
-        for road in site.roads:
+        for road in site.old_roads:
             _houses_along(site, road, 75)
-        if not site.roads or dice.chance(25):
+        if not site.old_roads or dice.chance(25):
             _houses_loose(site, dice.between(0, 3))
     elif theme == "industrial":
         for _ in range(dice.between(0, 2)):

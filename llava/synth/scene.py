@@ -15,13 +15,21 @@ CLASSES = (
 Presence = Literal["before", "after", "both"]
 Action = Literal["appear", "disappear", "replace", "grow"]
 
+COLOURS = {
+    "house": ("red", "grey", "white", "blue"),
+    "building": ("white", "blue", "grey"),
+    "field": ("green", "golden"),
+    "road": ("asphalt", "concrete"),
+}
+"""Colours by class; a thing's is `COLOURS[name][style]`."""
+
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 """Names of the 3 x 3 cells, row by row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing on the ground. `style` chooses its look, `seed` its small details."""
+    """One thing on the ground. `style` is its colour, `seed` chooses its small details."""
 
     id: int
     name: str
@@ -49,6 +57,7 @@ class Change:
         place: where its middle lies, one of `PLACES`, or for a road the way it runs ("diagonal", "top", ...).
         context: what it stands on or beside ("grass", "bareland", "desert", "road" for "along the road"), or "".
         manner: a further property ("curved", "row"), or "".
+        colour: of the subject's roofs, crop or surface, or "".
     """
 
     action: Action
@@ -60,6 +69,7 @@ class Change:
     place: str
     context: str = ""
     manner: str = ""
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True)

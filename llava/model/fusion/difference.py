@@ -1,8 +1,8 @@
 """Difference-aware fusion (CCExpert, arXiv 2411.11360): two dates and their change refine one another.
 
 Shapes: B pairs, L tower levels, N patches of one image, D tower width, h heads of d features (h d = D).
-All levels share the weights, so blocks see M = B L rows: [M, N, D]. Before and after are kept in one tensor
-X = [2, M, N, D] wherever both go through the same weights.
+All levels share the weights, so blocks see M = B L rows: [M, N, D]. In the equations A is before, B after, Q change,
+P the position code and f the flags.
 """
 
 import math
@@ -33,7 +33,7 @@ def sine_position_code(grid: int, dim: int) -> Tensor:
     """
     place = (torch.arange(1, grid + 1, dtype=torch.float32) - 0.5) / (grid + 1e-6) * (2 * math.pi)
     k = torch.arange(dim // 2, dtype=torch.float32)
-    angle = place[:, None] / 10000 ** (2 * torch.div(k, 2, rounding_mode="floor") / (dim // 2))  # [grid, dim / 2]
+    angle = place[:, None] / 10000 ** (2 * (k // 2) / (dim // 2))  # [grid, dim / 2]
     axis = torch.where(k.long() % 2 == 0, angle.sin(), angle.cos())
     y, x = axis[:, None].expand(grid, grid, -1), axis[None].expand(grid, grid, -1)
     return torch.cat([y, x], dim=-1).reshape(1, grid * grid, dim)
@@ -47,19 +47,19 @@ class DifferenceExtractor(nn.Module):
         self.gate = nn.Linear(2 * dim, dim)  # W_m
         self.proj = nn.Linear(3 * dim, dim)  # W_p
 
-    def forward(self, pair: Tensor) -> Tensor:
-        """[2, M, N, D] to [M, N, D]."""
-        # s_A = sigmoid(W_m [A ; B]) and s_B = sigmoid(W_m [B ; A]) without making the concatenations:
-        own, other = self.gate.weight.chunk(2, dim=1)
-        gate = torch.sigmoid(F.linear(pair, own, self.gate.bias) + F.linear(pair, other).flip(0))
-        gated = pair * gate  # A' = A s_A, B' = B s_B
-        # W_p [A' ; B' ; A' - B'] = (W_1 + W_3) A' + (W_2 - W_3) B': a third less work, nothing concatenated
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """A, B [M, N, D] to dF [M, N, D]."""
+        # s_A = sigmoid(W_m [A ; B]), s_B = sigmoid(W_m [B ; A]); A' = A s_A, B' = B s_B
+        own, other, bias = *self.gate.weight.chunk(2, dim=1), self.gate.bias
+        gated_before = before * torch.sigmoid(F.linear(before, own, bias) + F.linear(after, other))
+        gated_after = after * torch.sigmoid(F.linear(after, own, bias) + F.linear(before, other))
+        # dF = W_p [A' ; B' ; A' - B'] = (W_1 + W_3) A' + (W_2 - W_3) B': a third less work
         w1, w2, w3 = self.proj.weight.chunk(3, dim=1)
-        return F.linear(gated[0], w1 + w3, self.proj.bias) + F.linear(gated[1], w2 - w3)
+        return F.linear(gated_before, w1 + w3, self.proj.bias) + F.linear(gated_after, w2 - w3)
 
 
 class Attention(nn.Module):
-    """Weights of one multi-head attention; the block decides what is projected once and used twice."""
+    """One multi-head attention; its projections stand apart, so that the block makes each of them once."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -69,11 +69,23 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Projected q [..., N, D], k and v [..., K, D] to [..., N, D]; no [N, K] map is kept."""
-        heads = [x.reshape(-1, x.shape[-2], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2) for x in (q, k, v)]
-        mixed = F.scaled_dot_product_attention(*heads)  # [M, h, N, d], scale 1 / sqrt(d)
-        return self.out_proj(mixed.transpose(1, 2).reshape(q.shape))
+    def query(self, x: Tensor) -> Tensor:
+        """[M, N, D] to [M, h, N, d], as `key` and `value`."""
+        return self._heads(self.q_proj(x))
+
+    def key(self, x: Tensor) -> Tensor:
+        return self._heads(self.k_proj(x))
+
+    def value(self, x: Tensor) -> Tensor:
+        return self._heads(self.v_proj(x))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [M, h, N, d], key and value [M, h, K, d] to [M, N, D]; no [N, K] map is kept."""
+        mixed = F.scaled_dot_product_attention(query, key, value)  # scale 1 / sqrt(d)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -89,7 +101,7 @@ class Mlp(nn.Module):
 
 
 class DifferenceBlock(GradientCheckpointingLayer):
-    """One round: the change stream looks at itself, then at both dates; both dates then look at the change."""
+    """One round: the change looks at itself, then at both dates; then both dates look at the change."""
 
     def __init__(self, dim: int, head_dim: int, mlp_dim: int) -> None:
         super().__init__()
@@ -104,32 +116,38 @@ class DifferenceBlock(GradientCheckpointingLayer):
         self.flag_after = nn.Parameter(torch.empty(1, dim))
         self.flag_change = nn.Parameter(torch.empty(1, dim))
 
-    def forward(self, pair: Tensor, change: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """pair X [2, M, N, D], change Q [M, N, D], position P [1, N, D] to the refined X and Q."""
+    def forward(
+        self, before: Tensor, after: Tensor, change: Tensor, position: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A, B and Q [M, N, D] with position P [1, N, D] to the refined A, B and Q."""
         # Q = LN1(Q + Attn1(q=Q+P, k=Q+P, v=Q))
         attn = self.attend_change
         placed = change + position
-        change = self.norm1(change + attn(attn.q_proj(placed), attn.k_proj(placed), attn.v_proj(change)))
+        change = self.norm1(change + attn(attn.query(placed), attn.key(placed), attn.value(change)))
 
         # Q = LN2(Q + Attn2(q=Q+P+f_C, k=[A+P+f_A ; B+P+f_B ; Q+P+f_C], v=[A ; B ; Q]))
         attn = self.attend_all
-        flags = torch.stack([self.flag_before, self.flag_after])[:, None]  # [2, 1, 1, D]
-        pair_placed = pair + (position + flags)  # q_X = X + P + f_X, the query of Attn3 too
-        placed = change + (position + self.flag_change)
-        keys = torch.cat([*attn.k_proj(pair_placed), attn.k_proj(placed)], dim=1)  # [M, 3N, D]
-        values = torch.cat([*attn.v_proj(pair), attn.v_proj(change)], dim=1)
-        change = self.norm2(change + attn(attn.q_proj(placed), keys, values))
+        flag_change = position + self.flag_change
+        placed_before = before + (position + self.flag_before)
+        placed_after = after + (position + self.flag_after)
+        placed = change + flag_change
+        # joined as heads [M, h, 3N, d]: the copy made here is then the layout the attention reads fastest
+        keys = torch.cat([attn.key(placed_before), attn.key(placed_after), attn.key(placed)], dim=2)
+        values = torch.cat([attn.value(before), attn.value(after), attn.value(change)], dim=2)
+        change = self.norm2(change + attn(attn.query(placed), keys, values))
 
         # Q = LN3(Q + MLP(Q))
         change = self.norm3(change + self.mlp(change))
 
-        # X = q_X + Attn3(q=q_X, k=[q_X ; Q+P+f_C], v=[X ; Q]); Q's keys and values serve both dates
+        # X = q_X + Attn3(q=q_X, k=[q_X ; Q+P+f_C], v=[X ; Q]) for A and B; Q's keys and values serve both
         attn = self.attend_back
-        placed = change + (position + self.flag_change)
-        change_key, change_value = attn.k_proj(placed), attn.v_proj(change)
-        keys = torch.cat([attn.k_proj(pair_placed), change_key.expand_as(pair)], dim=2)  # [2, M, 2N, D]
-        values = torch.cat([attn.v_proj(pair), change_value.expand_as(pair)], dim=2)
-        return pair_placed + attn(attn.q_proj(pair_placed), keys, values), change
+        change_key, change_value = attn.key(change + flag_change), attn.value(change)
+        refined = []
+        for x, placed in ((before, placed_before), (after, placed_after)):
+            keys = torch.cat([attn.key(placed), change_key], dim=2)  # [M, h, 2N, d]
+            values = torch.cat([attn.value(x), change_value], dim=2)
+            refined.append(placed + attn(attn.query(placed), keys, values))
+        return refined[0], refined[1], change
 
 
 class LevelGate(nn.Module):
@@ -140,10 +158,10 @@ class LevelGate(nn.Module):
         self.fc1 = nn.Linear(3 * dim, dim)
         self.fc2 = nn.Linear(dim, 1)
 
-    def forward(self, pair: Tensor, change: Tensor, levels: int) -> Tensor:
-        """pair [2, B L, N, D], change [B L, N, D] to weights [B, L, 1, 1] that sum to about one."""
-        mean = torch.cat([pair[0].mean(1), pair[1].mean(1), change.mean(1)], dim=-1)  # [B L, 3D]
-        gate = torch.sigmoid(self.fc2(F.gelu(self.fc1(mean)))).view(-1, levels, 1, 1)
+    def forward(self, before: Tensor, after: Tensor, change: Tensor) -> Tensor:
+        """A, B and Q [B, L, N, D] to weights [B, L, 1, 1] that sum to about one over the levels."""
+        mean = torch.cat([x.mean(dim=2) for x in (before, after, change)], dim=-1)  # [B, L, 3D]
+        gate = torch.sigmoid(self.fc2(F.gelu(self.fc1(mean))))[..., None]
         return gate / (gate.sum(dim=1, keepdim=True) + 1e-6)
 
 
@@ -175,15 +193,16 @@ class DifferenceFusion(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> FusedPair:
         """before, after [B, L, N, D], levels shallow to deep, to a `FusedPair` of [B, N, D] each."""
-        batch, levels, tokens, dim = before.shape
-        raw = torch.stack([before, after])  # [2, B, L, N, D]
-        pair = raw.reshape(2, batch * levels, tokens, dim)
-        position: Tensor = self.get_buffer("position").to(pair.dtype)
+        raw_before, raw_after = before[:, -1], after[:, -1]  # [B, N, D]
+        levels = before.shape[:2]
+        position: Tensor = self.get_buffer("position").to(before.dtype)
+        before, after = before.flatten(0, 1), after.flatten(0, 1)  # [M, N, D]
         change: Tensor | None = None
         for block in self.blocks:
-            hint = self.difference(pair)
-            pair, change = block(pair, hint if change is None else change + hint, position)
+            hint = self.difference(before, after)
+            before, after, change = block(before, after, hint if change is None else change + hint, position)
         assert change is not None
-        weight = self.level_gate(pair, change, levels)  # [B, L, 1, 1]
-        fused = (pair.view_as(raw) * weight).sum(dim=2) + raw[:, :, -1]  # [2, B, N, D]
-        return FusedPair(fused[0], fused[1], (change.view_as(before) * weight).sum(dim=1))
+        before, after, change = (x.unflatten(0, levels) for x in (before, after, change))  # [B, L, N, D]
+        weight = self.level_gate(before, after, change)
+        before, after, change = ((weight * x).sum(dim=1) for x in (before, after, change))  # [B, N, D]
+        return FusedPair(raw_before + before, raw_after + after, change)

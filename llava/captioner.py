@@ -1,0 +1,485 @@
+"""ChangeCaptioner: what a user holds. Two dates in; a caption, an answer, a conversation or a change map out.
+
+from llava import ChangeCaptioner
+captioner = ChangeCaptioner.from_pretrained()          # or a name, a folder, a hub id
+print(captioner.caption("before.png", "after.png").text)
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+
+from llava.data.conversation import QUESTION, pair_conversation
+from llava.data.images import load_pair
+from llava.errors import CheckpointError, ConfigError, MissingDependencyError
+from llava.generation import Encoded, Generated, Generation, encode, generate
+from llava.model.change_map import change_map
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.model.checkpoint import HUB_OPTIONS
+from llava.model.processing import ChangeVLMProcessor
+from llava.tasks.caption import says_change
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import BatchFeature
+    from typing_extensions import Unpack
+
+    from llava.data.images import ImageSource
+    from llava.generation import Options
+
+TINY = "tiny"
+"""Name of the model that ships with the package; it knows the synthetic world only."""
+
+_FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said about one pair."""
+
+    text: str
+    changed: bool | None
+    """Whether the caption states a change (`llava.tasks.caption.says_change`); None for other questions."""
+    log_probability: float
+    """Natural logarithm of the answer's probability: the sum over its tokens, the end included."""
+    confidence: float
+    """Geometric mean of the tokens' probabilities, exp(log_probability / tokens), in 0..1. It compares
+    answers of one model; it is not the probability that the answer is true."""
+    tokens: int
+    """Generated tokens, the end included."""
+    seconds: float
+    """From the call to the whole answer; reading and encoding the pair counts where this call did it. In a
+    batch: the batch's time divided by its pairs."""
+    first_token_seconds: float
+    """From the call to the first token; in a batch, of the batch."""
+    model: str
+    """Name or path the model was loaded by."""
+    map: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Change map [H, W] float32 in 0..1 on the after image's grid, where it was asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but the map, ready for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "map"}
+
+
+class ChangeCaptioner:
+    """A model, its processor, and what one does with them.
+
+    Args:
+        model: in the precision and on the device it is to run.
+        processor: that of the model.
+        name: what answers carry as their model; the model's path by default.
+        generation: settings of every call that gives none of its own.
+        allow_url: fetch images given as http(s) addresses. Leave it off where strangers choose the address.
+
+    Raises:
+        CheckpointError: model and processor disagree.
+    """
+
+    def __init__(
+        self,
+        model: ChangeVLMForConditionalGeneration,
+        processor: ChangeVLMProcessor,
+        *,
+        name: str | None = None,
+        generation: Generation | None = None,
+        allow_url: bool = False,
+    ) -> None:
+        config = model.config
+        if (processor.image_token_id, processor.image_seq_length) != (
+            config.image_token_id,
+            config.image_seq_length,
+        ):
+            raise CheckpointError(
+                f"the processor writes {processor.image_seq_length} tokens of id {processor.image_token_id} "
+                f"for an image, the model expects {config.image_seq_length} of id {config.image_token_id}; "
+                "load both from one folder"
+            )
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name or str(config.name_or_path)
+        self.generation = generation or Generation()
+        self.allow_url = allow_url
+        self._ends = _end_ids(model, processor)
+        self._pad = int(
+            self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._ends[0]
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = TINY,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        generation: Generation | None = None,
+        allow_url: bool = False,
+        **model_kwargs: Any,
+    ) -> ChangeCaptioner:
+        """Load a model and its processor.
+
+        Args:
+            name_or_path: "tiny" (in the package), a name of `llava download --list`, a folder or a hub id.
+            device: where to run; by default the first CUDA device, else the CPU.
+            dtype: precision, e.g. "bfloat16"; by default the checkpoint's own, and float32 on a CPU.
+            attn_implementation: "sdpa" (the default), "eager" or, with its package, "flash_attention_2".
+            generation, allow_url: see the class.
+            model_kwargs: handed to transformers (`revision`, `device_map`, `quantization_config`, ...).
+
+        Raises:
+            DownloadError: no such model; CheckpointError: weights that do not fit;
+            MissingDependencyError: flash attention without its package.
+        """
+        source = resolve_model(name_or_path)
+        package = _FLASH.get(attn_implementation or "")
+        if package is not None and not _installed(package):
+            # transformers would fetch a compiled kernel from the network instead
+            raise MissingDependencyError(
+                f'attn_implementation="{attn_implementation}" needs {package}: pip install "llava[flash]", '
+                'or use "sdpa"'
+            )
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is None:
+            dtype = "float32" if device.type == "cpu" and "device_map" not in model_kwargs else "auto"
+        if attn_implementation is not None:
+            model_kwargs["attn_implementation"] = attn_implementation
+        model = ChangeVLMForConditionalGeneration.from_pretrained(source, dtype=dtype, **model_kwargs)
+        if "device_map" not in model_kwargs and not getattr(model, "is_quantized", False):
+            model = model.to(device)
+        hub = {name: model_kwargs[name] for name in HUB_OPTIONS if name in model_kwargs}
+        processor = ChangeVLMProcessor.from_pretrained(source, **hub)
+        return cls(model, processor, name=str(name_or_path), generation=generation, allow_url=allow_url)
+
+    def caption(
+        self, before: ImageSource, after: ImageSource, *, return_map: bool = False, **options: Unpack[Options]
+    ) -> Answer:
+        """What changed between two images of one place, in a sentence.
+
+        Args:
+            before, after: paths (GeoTIFF too), PIL images, arrays or tensors, see
+            `llava.data.images.load_pair`. return_map: put the change map into the answer.
+            options: fields of `llava.generation.Generation` for this call.
+
+        Raises:
+            ImageError: an image cannot be used; it is named.
+            ConfigError: a wrong option, or a map of a model without fusion.
+        """
+        return self.ask(before, after, QUESTION, return_map=return_map, **options)
+
+    def ask(
+        self,
+        before: ImageSource,
+        after: ImageSource,
+        question: str,
+        *,
+        return_map: bool = False,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Answer one question about a pair; for several use `chat`, which reads the pair once. As
+        `caption`."""
+        started = time.perf_counter()
+        if return_map:
+            self._need_fusion()
+        return self.chat(before, after)._ask(question, options, started, return_map=return_map)
+
+    def chat(self, before: ImageSource, after: ImageSource) -> ChangeChat:
+        """A conversation about a pair, which is read and encoded here and never again."""
+        pictures = load_pair(before, after, allow_url=self.allow_url)
+        inputs = self._inputs([pictures], [pair_conversation()])
+        encoded = encode(self.model, inputs["input_ids"], inputs["pixel_values"])
+        return ChangeChat(self, encoded, (pictures[1].height, pictures[1].width))
+
+    def stream(
+        self, before: ImageSource, after: ImageSource, question: str | None = None, **options: Unpack[Options]
+    ) -> Iterator[str]:
+        """The caption, or the answer to `question`, piece by piece as it is made; see `ChangeChat.stream`."""
+        yield from self.chat(before, after).stream(QUESTION if question is None else question, **options)
+
+    def caption_batch(
+        self,
+        pairs: Sequence[tuple[ImageSource, ImageSource]],
+        batch_size: int = 8,
+        *,
+        question: str | Sequence[str] = QUESTION,
+        **options: Unpack[Options],
+    ) -> list[Answer]:
+        """Captions of many pairs, `batch_size` at a time; greedy answers are those of `caption`, one by one.
+
+        Args:
+            pairs: (before, after), each as for `caption`.
+            question: one for all pairs, or one a pair.
+
+        Raises:
+            ImageError: an image cannot be used; it is named, and nothing of its batch is returned.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        questions = [question] * len(pairs) if isinstance(question, str) else list(question)
+        if len(questions) != len(pairs):
+            raise ConfigError(f"{len(questions)} questions for {len(pairs)} pairs; give one, or one a pair")
+        how = self.generation.but(options)
+        answers: list[Answer] = []
+        for i in range(0, len(pairs), batch_size):
+            answers += self._batch(pairs[i : i + batch_size], questions[i : i + batch_size], how)
+        return answers
+
+    @torch.no_grad()
+    def change_map(self, before: ImageSource, after: ImageSource, *, score: str = "median") -> np.ndarray:
+        """Where the pair differs, by the fusion's change stream: float32 [H, W] in 0..1 on the after
+        image's grid.
+
+        A rank within this pair, made without training (see `llava.model.change_map`), and no probability.
+
+        Raises:
+            ConfigError: the model has no fusion, or an unknown score.
+        """
+        self._need_fusion()
+        pictures = load_pair(before, after, allow_url=self.allow_url)
+        pixels = self._inputs([pictures], [pair_conversation()])["pixel_values"]
+        change = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype)).change
+        return self._map(change, (pictures[1].height, pictures[1].width), score)
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    def _batch(
+        self, pairs: Sequence[tuple[ImageSource, ImageSource]], questions: Sequence[str], how: Generation
+    ) -> list[Answer]:
+        started = time.perf_counter()
+        pictures = [load_pair(before, after, allow_url=self.allow_url) for before, after in pairs]
+        conversations = [pair_conversation(question) for question in questions]
+        inputs = self._inputs(pictures, [pair_conversation()] * len(pairs))
+        encoded = encode(self.model, inputs["input_ids"], inputs["pixel_values"])
+        prompts = [self._ids(messages) for messages in conversations]
+        generated = generate(self.model, encoded, prompts, how, ends=self._ends, pad=self._pad)
+        each = (time.perf_counter() - started) / len(pairs)
+        return [
+            self._answer(question, one, started, seconds=each)
+            for question, one in zip(questions, generated, strict=True)
+        ]
+
+    def _inputs(
+        self,
+        pictures: Sequence[tuple[Image.Image, Image.Image]],
+        conversations: Sequence[Sequence[dict[str, Any]]],
+    ) -> BatchFeature:
+        """The processor's tensors for pairs and the conversations about them."""
+        text = [self.processor.prompt(messages) for messages in conversations]
+        return self.processor(images=[list(pair) for pair in pictures], text=text)
+
+    def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation's prompt as token ids, each image as its placeholders."""
+        ids = self._tokenizer(self.processor.prompt(messages))["input_ids"]
+        return self.processor.expand(ids, [self.processor.image_seq_length] * 2)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _answer(
+        self,
+        question: str,
+        generated: Generated,
+        started: float,
+        *,
+        seconds: float,
+        drawn: np.ndarray | None = None,
+    ) -> Answer:
+        text = self._decode(generated.ids)
+        return Answer(
+            text=text,
+            changed=says_change(text) if question == QUESTION else None,
+            log_probability=generated.log_probability,
+            confidence=math.exp(generated.log_probability / len(generated.ids)),
+            tokens=len(generated.ids),
+            seconds=seconds,
+            first_token_seconds=generated.first_token_at - started,
+            model=self.name,
+            map=drawn,
+        )
+
+    def _need_fusion(self) -> None:
+        if self.model.config.fusion is None:
+            raise ConfigError(
+                f"{self.name} has no fusion of the two dates, so there is no change stream to draw a map "
+                "from; use a CCExpert model, or the built-in one"
+            )
+
+    def _map(self, change: torch.Tensor | None, size: tuple[int, int], score: str = "median") -> np.ndarray:
+        self._need_fusion()
+        assert change is not None
+        vision = self.model.config.vision_config
+        covered = self.model.config.grid * vision.patch_size / vision.image_size
+        height, width = size
+        if self.processor.image_processor.aspect != "pad":
+            return change_map(change, size, score=score, covered=covered)[0].cpu().numpy()
+        side = max(size)  # the model saw the picture in the middle of a square
+        square = change_map(change, (side, side), score=score, covered=covered)[0]
+        top, left = (side - height) // 2, (side - width) // 2
+        return square[top : top + height, left : left + width].cpu().numpy()
+
+
+class ChangeChat:
+    """A conversation about one pair. The pair is encoded once; a question costs its own tokens and its
+    answer's.
+
+    Made by `ChangeCaptioner.chat`. Answers are those of a full run over the same conversation. Not for
+    several threads at once.
+    """
+
+    def __init__(self, captioner: ChangeCaptioner, encoded: Encoded, size: tuple[int, int]) -> None:
+        self._captioner = captioner
+        self._encoded = encoded
+        self._size = size
+        self._rounds: list[tuple[str, Answer]] = []
+
+    @property
+    def history(self) -> tuple[tuple[str, Answer], ...]:
+        """The rounds so far: question and answer, oldest first."""
+        return tuple(self._rounds)
+
+    def reset(self) -> None:
+        """Forget all questions and answers; the pair stays encoded."""
+        self._rounds.clear()
+
+    def ask(self, question: str = QUESTION, **options: Unpack[Options]) -> Answer:
+        """Answer a question in the light of the rounds before it.
+
+        Raises:
+            DataError: the conversation has grown longer than the model can read.
+        """
+        return self._ask(question, options, time.perf_counter())
+
+    def stream(self, question: str = QUESTION, **options: Unpack[Options]) -> Iterator[str]:
+        """The answer piece by piece; joined they are the answer's text. Afterwards `history[-1]` holds it
+        all.
+
+        Leaving the iterator early stops the model and leaves the history as it was. What goes wrong while the
+        answer is made is raised here.
+
+        Raises:
+            ConfigError: with several beams, whose answer is known at the end only.
+        """
+        started = time.perf_counter()
+        how = self._captioner.generation.but(options)
+        if how.num_beams > 1:
+            raise ConfigError(f"num_beams={how.num_beams} cannot be streamed; use ask, or num_beams=1")
+        streamer = TextIteratorStreamer(
+            self._captioner._tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+        stop = threading.Event()
+        finished: list[tuple[str, Answer]] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                finished.append((question, self._run(question, how, started, streamer=streamer, stop=stop)))
+            except BaseException as error:  # raised again in the caller's thread
+                failure.append(error)
+                streamer.on_finalized_text("", stream_end=True)  # releases the caller, who waits for text
+
+        thread = threading.Thread(target=work, name="llava-stream", daemon=True)
+        thread.start()
+        try:
+            yield from _without_outer_space(streamer)
+        finally:
+            stop.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+        self._rounds += finished
+
+    def change_map(self, *, score: str = "median") -> np.ndarray:
+        """As `ChangeCaptioner.change_map`, from what is encoded already."""
+        return self._captioner._map(self._encoded.change, self._size, score)
+
+    def _ask(self, question: str, options: Options, started: float, *, return_map: bool = False) -> Answer:
+        how = self._captioner.generation.but(options)
+        answer = self._run(question, how, started, return_map=return_map)
+        self._rounds.append((question, answer))
+        return answer
+
+    def _run(
+        self,
+        question: str,
+        how: Generation,
+        started: float,
+        *,
+        return_map: bool = False,
+        streamer: TextIteratorStreamer | None = None,
+        stop: threading.Event | None = None,
+    ) -> Answer:
+        captioner = self._captioner
+        rounds = [(asked, answer.text) for asked, answer in self._rounds]
+        prompt = captioner._ids(pair_conversation(question, rounds))
+        (generated,) = generate(
+            captioner.model,
+            self._encoded,
+            [prompt],
+            how,
+            ends=captioner._ends,
+            pad=captioner._pad,
+            streamer=streamer,
+            stop=stop,
+        )
+        drawn = self.change_map() if return_map else None
+        return captioner._answer(
+            question, generated, started, seconds=time.perf_counter() - started, drawn=drawn
+        )
+
+
+def resolve_model(name_or_path: str | Path) -> str:
+    """What `from_pretrained` takes for a model's name: "tiny" is in the package, else `llava.hub.resolve`."""
+    if str(name_or_path) == TINY:
+        from llava.assets import tiny_path
+
+        return str(tiny_path())
+    from llava.hub import resolve
+
+    return resolve(name_or_path)
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def _end_ids(model: ChangeVLMForConditionalGeneration, processor: ChangeVLMProcessor) -> list[int]:
+    """Ids that end an answer: the checkpoint's own, the tokenizer's, and the mark its chat template ends
+    turns with."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = list(named) if isinstance(named, list | tuple) else [named]
+    ids.append(processor.tokenizer.eos_token_id)
+    if "<|im_end|>" in (processor.chat_template or ""):
+        ids.append(processor.tokenizer.get_vocab().get("<|im_end|>"))
+    found = list(dict.fromkeys(int(token) for token in ids if token is not None))
+    if not found:
+        raise CheckpointError("neither generation_config.json nor the tokenizer names an end-of-text token")
+    return found
+
+
+def _without_outer_space(pieces: Iterator[str]) -> Iterator[str]:
+    """The same text without space at its start and end, as `str.strip` would leave it."""
+    held = ""
+    begun = False
+    for piece in pieces:
+        held += piece
+        if not begun:
+            held = held.lstrip()
+        body = held.rstrip()
+        if body:
+            begun = True
+            yield body
+            held = held[len(body) :]

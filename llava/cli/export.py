@@ -1,0 +1,63 @@
+"""`llava export`: write a model in another layout, with its tokenizer."""
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """\
+Write a model to a new folder: in this package's layout (config, processor, safetensors, chat template), or
+in the layout of the CCExpert and LLaVA-OneVision releases, which their own code reads."""
+
+EXAMPLES = """\
+examples:
+  llava export runs/mine exported/ --layout release      for tools that know the released checkpoints
+  llava export ccexpert-0.5b exported/                   a released checkpoint in this package's layout
+  llava export runs/mine exported/ --dtype bfloat16      half the size"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `export` to the command line."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model in another layout",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder, a hub id or a name of `llava download --list`"
+    )
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="where to write; must not hold a model yet"
+    )
+    parser.add_argument("--layout", choices=("ours", "release"), default="ours", help="default: ours")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="change the precision (default: as it is)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load `args.model` and write it to `args.folder`."""
+    from transformers.utils import logging
+
+    from llava.captioner import resolve_model
+    from llava.errors import CheckpointError
+    from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+    from llava.model.checkpoint import export_release
+    from llava.model.processing import ChangeVLMProcessor
+
+    logging.disable_progress_bar()
+    source = resolve_model(args.model)
+    if (args.folder / "config.json").exists():
+        raise CheckpointError(f"{args.folder} already holds a model; give another folder")
+    processor = ChangeVLMProcessor.from_pretrained(source)
+    model = ChangeVLMForConditionalGeneration.from_pretrained(source, dtype=args.dtype or "auto")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.layout == "release":
+        processor.tokenizer.save_pretrained(args.folder)
+        export_release(model, args.folder)
+    else:
+        processor.save_pretrained(args.folder)
+        model.save_pretrained(args.folder)
+    print(args.folder)
+    return 0

@@ -1,0 +1,110 @@
+"""One pair on disk: where its images are and what people said of it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A pair with its captions, in the release's fields."""
+
+    uid: str
+    img1_path: str
+    """The before image; relative to the data root, or absolute."""
+    img2_path: str
+    """The after image."""
+    change_caption: tuple[str, ...] = ()
+    change_flag: bool | None = None
+    """Whether anything changed, where the data says so."""
+
+    def paths(self, root: Path) -> tuple[Path, Path]:
+        """Both files under `root`."""
+        return root / self.img1_path, root / self.img2_path
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written in files: lists, and the flag as 0 / 1."""
+        flag = None if self.change_flag is None else int(self.change_flag)
+        return asdict(replace(self)) | {"change_caption": list(self.change_caption), "change_flag": flag}
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: field {name!r} is {value!r}, expected a non-empty string")
+    return value
+
+
+def parse_record(fields: Any, where: str) -> Record:
+    """A checked record from one JSON object.
+
+    Args:
+        fields: the object; `uid`, `img1_path`, `img2_path` are needed, `change_caption` may be one string or a list.
+        where: file and line, for messages.
+
+    Raises:
+        DataError: a field is missing or of another kind.
+    """
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: a record is a JSON object, this is {type(fields).__name__}")
+    captions = fields.get("change_caption", [])
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(captions, list) or not all(isinstance(c, str) and c.strip() for c in captions):
+        raise DataError(f"{where}: field 'change_caption' must be a list of non-empty strings")
+    flag = fields.get("change_flag")
+    if flag not in (None, 0, 1):
+        raise DataError(f"{where}: field 'change_flag' is {flag!r}, expected 0, 1, true, false or nothing")
+    return Record(
+        uid=_text(fields, "uid", where),
+        img1_path=_text(fields, "img1_path", where),
+        img2_path=_text(fields, "img2_path", where),
+        change_caption=tuple(captions),
+        change_flag=None if flag is None else bool(flag),
+    )
+
+
+def _objects(path: Path) -> Iterator[tuple[Any, str]]:
+    """JSON values of a list or of JSON Lines, each with its place."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    try:
+        if text.lstrip().startswith("["):
+            for i, value in enumerate(json.loads(text)):
+                yield value, f"{path}, entry {i}"
+            return
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                yield json.loads(line), place
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno if text.lstrip().startswith('[') else number}: no JSON: {error.msg}") from error
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply to be a list of records") from None
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All records of a file: a JSON list or JSON Lines.
+
+    Raises:
+        DataError: file, line and field of the first fault; a uid that comes twice.
+    """
+    path = Path(path)
+    records: list[Record] = []
+    seen: dict[str, str] = {}
+    for value, where in _objects(path):
+        record = parse_record(value, where)
+        if record.uid in seen:
+            raise DataError(f"{where}: uid {record.uid!r} was used before, at {seen[record.uid]}")
+        seen[record.uid] = where
+        records.append(record)
+    if not records:
+        raise DataError(f"{path} holds no records")
+    return records

@@ -1,0 +1,310 @@
+"""Answers from an encoded pair: the pair is run once into a key/value cache, text is generated from there.
+
+Shapes: B pairs, P tokens of the prefix (all up to the second image's last), T tokens of a prompt, t new
+tokens, N tokens of an image, D tower width, V vocabulary.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from llava.errors import ConfigError, DataError
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Generation` as keyword arguments."""
+
+    max_new_tokens: int
+    num_beams: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How text is generated. Greedy by default, whatever the checkpoint's own generation_config.json
+    suggests.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    num_beams: int = 1
+    """Answers followed at once; the most probable one is given. 1 is greedy."""
+    do_sample: bool = False
+    """Draw each token by its probability instead of taking the most probable one."""
+    temperature: float = 1.0
+    """Sampling only: below 1 sharper, above 1 flatter."""
+    top_p: float = 1.0
+    """Sampling only: draw from the most probable tokens that together have this probability."""
+    seed: int | None = None
+    """Sampling only: the same seed, pair and question give the same answer; None draws anew each time."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ConfigError(
+                f"max_new_tokens={self.max_new_tokens} and num_beams={self.num_beams} must be at least 1"
+            )
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"temperature={self.temperature} must be above 0 and top_p={self.top_p} in 0..1; "
+                "for the most probable answer leave do_sample off"
+            )
+
+    def but(self, options: Options) -> "Generation":
+        """These settings with some replaced.
+
+        Raises:
+            ConfigError: an unknown name or a value out of range.
+        """
+        known = list(Options.__annotations__)
+        if unknown := set(options) - set(known):
+            raise ConfigError(f"unknown generation options {sorted(unknown)}; known: {', '.join(known)}")
+        return Generation(**{**vars(self), **options})
+
+    def config(self, ends: Sequence[int], pad: int) -> GenerationConfig:
+        """For `generate`. Every setting that would change the choice of tokens is named: what is left out
+        here would be filled in from the checkpoint's generation_config.json."""
+        drawn = self.do_sample
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            do_sample=drawn,
+            temperature=self.temperature if drawn else 1.0,
+            top_p=self.top_p if drawn else 1.0,
+            top_k=0 if drawn else 50,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            length_penalty=1.0,
+            eos_token_id=list(ends),
+            pad_token_id=pad,
+        )
+
+
+@dataclass
+class Encoded:
+    """Pairs that tower, fusion and language model have read; no question computes any of it again."""
+
+    ids: list[int]
+    """The P tokens of the prefix, the same for every pair."""
+    cache: DynamicCache
+    """Keys and values [B, heads, >= P, d] of the prefix, and behind them what was generated last."""
+    change: Tensor | None
+    """The fusion's change stream [B, N, D]; None for a model without fusion."""
+    seen: list[int]
+    """For one pair: all tokens whose keys and values are valid in `cache`, `ids` first."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer as tokens."""
+
+    ids: list[int]
+    """New tokens up to and with the end mark."""
+    log_probability: float
+    """Sum over `ids` of the log-probability the model gives each, by its own unscaled distribution."""
+    first_token_at: float
+    """`time.perf_counter()` when the first token was there."""
+
+
+class _Scores(LogitsProcessor):
+    """Keeps the newest log-probabilities [B, V], as they are before temperature and top-p."""
+
+    def __init__(self) -> None:
+        self.newest: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.newest = scores.float().log_softmax(-1)
+        return scores
+
+
+class _Watch(StoppingCriteria):
+    """After each token: its log-probability, the time of the first, and whether the caller wants no more."""
+
+    def __init__(self, scores: _Scores | None, stop: Event | None) -> None:
+        self.scores, self.stop = scores, stop
+        self.chosen: list[Tensor] = []
+        """One [B] a token."""
+        self.first_token_at = math.nan
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.scores is not None and self.scores.newest is not None:
+            self.chosen.append(self.scores.newest.gather(1, input_ids[:, -1:])[:, 0])
+        if math.isnan(self.first_token_at):
+            input_ids[0, -1].item()  # waits for the accelerator: the token must be there, not only asked for
+            self.first_token_at = time.perf_counter()
+        stopped = self.stop is not None and self.stop.is_set()
+        return torch.full((len(input_ids),), stopped, dtype=torch.bool, device=input_ids.device)
+
+
+@torch.no_grad()
+def encode(model: ChangeVLMForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Encoded:
+    """Run pairs up to the last token of the second image.
+
+    Args:
+        input_ids: [B, T] prompts that are equal up to there.
+        pixel_values: [B, 2, C, S, S].
+    """
+    places = (input_ids[0] == model.config.image_token_id).nonzero()
+    prefix = input_ids[:, : int(places[-1]) + 1].to(model.device)  # [B, P]
+    if not bool((prefix == prefix[:1]).all()):
+        raise DataError("prompts of one batch must be equal up to the second image; check the chat template")
+    cache = DynamicCache()
+    out = model.model(
+        input_ids=prefix,
+        attention_mask=torch.ones_like(prefix),
+        pixel_values=pixel_values.to(model.device, model.dtype),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    ids = prefix[0].tolist()
+    return Encoded(ids, cache, out.change, list(ids))
+
+
+def trim(cache: DynamicCache, length: int) -> None:
+    """Forget all but the first `length` tokens."""
+    surplus = cache.get_seq_length() - length
+    if surplus > 0:
+        cache.crop(-surplus)  # a negative number of tokens: the one way that all supported versions share
+
+
+def generate(
+    model: ChangeVLMForConditionalGeneration,
+    encoded: Encoded,
+    prompts: Sequence[Sequence[int]],
+    how: Generation,
+    *,
+    ends: Sequence[int],
+    pad: int,
+    streamer: BaseStreamer | None = None,
+    stop: Event | None = None,
+) -> list[Generated]:
+    """Answer one prompt for each encoded pair.
+
+    Args:
+        prompts: B lists of token ids, each beginning with `encoded.ids`. One that begins with `encoded.seen`
+            further than that, as the next round of a conversation does, pays only for what is new.
+        how: the settings.
+        ends: ids that end an answer.
+        pad: an id to fill rows with; never seen by the model.
+        streamer: told every token as it comes (one prompt, one beam).
+        stop: set from another thread, it ends the answer after the token under way.
+
+    Raises:
+        DataError: a prompt leaves the model no room for an answer.
+    """
+    prefix = len(encoded.ids)
+    if any(list(prompt[:prefix]) != encoded.ids for prompt in prompts):
+        raise DataError("a prompt does not begin as the encoded pair does; encode it anew")
+    longest = max(map(len, prompts))
+    room = int(getattr(model.config.text_config, "max_position_embeddings", 1 << 30)) - longest
+    if room < 1:
+        raise DataError(
+            f"the conversation has {longest} tokens, the model has room for {longest + room}: reset it"
+        )
+    how = how.but({"max_new_tokens": min(how.max_new_tokens, room)})
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.ones_like(ids)
+    for row, prompt in enumerate(prompts):  # shorter questions are filled up between the images and them
+        ids[row, :prefix] = torch.tensor(encoded.ids)
+        ids[row, prefix + longest - len(prompt) :] = torch.tensor(prompt[prefix:], dtype=torch.long)
+        mask[row, prefix : prefix + longest - len(prompt)] = 0
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    known = prefix if len(prompts) > 1 else min(_common(encoded.seen, prompts[0]), longest - 1)
+    trim(encoded.cache, known)
+    encoded.seen = encoded.seen[
+        :known
+    ]  # should this call be broken off, the cache is known to be good up to here
+
+    scores = _Scores() if how.num_beams == 1 else None
+    watch = _Watch(scores, stop)
+    cache = encoded.cache
+    if how.num_beams > 1:  # beams overwrite each other's keys and values: they work on a copy
+        cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(how.num_beams)
+    run = cast(Any, model).generate  # its declared types know neither our model class nor plain lists
+    with _seeded(model.device, how.seed if how.do_sample else None):
+        full: Tensor = run(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=how.config(ends, pad),
+            logits_processor=[scores] if scores is not None else None,
+            stopping_criteria=[watch],
+            streamer=streamer,
+        )
+    new = full[:, longest:]  # [B, t]
+    lengths = [_answer_length(row, ends) for row in new.tolist()]
+    chosen = (
+        torch.stack(watch.chosen, 1)
+        if scores is not None
+        else _rescore(model, encoded, full, mask, known, new.shape[1])
+    )
+    if len(prompts) == 1:
+        encoded.seen = full[0, : encoded.cache.get_seq_length()].tolist()
+    return [
+        Generated(row[:length], float(terms[:length].sum()), watch.first_token_at)
+        for row, terms, length in zip(new.tolist(), chosen.double().cpu(), lengths, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _rescore(
+    model: ChangeVLMForConditionalGeneration,
+    encoded: Encoded,
+    full: Tensor,
+    mask: Tensor,
+    known: int,
+    new: int,
+) -> Tensor:
+    """Log-probabilities [B, t] of the last `new` tokens of `full` [B, T + t]; `known` tokens are cached."""
+    mask = torch.cat([mask, mask.new_ones(len(full), new)], dim=1)[:, :-1]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=full[:, known:-1],
+        attention_mask=mask,
+        position_ids=positions[:, known:],
+        past_key_values=encoded.cache,
+        use_cache=True,
+        logits_to_keep=new,
+    ).logits
+    return logits.float().log_softmax(-1).gather(2, full[:, -new:, None])[..., 0]
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int | None) -> Iterator[None]:
+    """Random numbers from `seed` inside, and as if nothing had been drawn afterwards."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))
+
+
+def _answer_length(new: Sequence[int], ends: Sequence[int]) -> int:
+    """Tokens of an answer up to and with its end mark; all of them where it was cut off."""
+    return next((i + 1 for i, token in enumerate(new) if token in ends), len(new))

@@ -1,0 +1,172 @@
+"""The synthetic world: a seeded, endless list of pairs, each made from its number alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from llava.errors import ConfigError
+from llava.synth import describe
+from llava.synth.canvas import canvas
+from llava.synth.dice import Dice
+from llava.synth.plan import plan
+from llava.synth.render import Look, render, visible
+from llava.synth.scene import CLASSES, PLACES, Change, Presence, Scene, Thing, cells_of
+from llava.synth.shapes import coarse
+
+SPLITS = ("train", "val", "test")
+SIZES = (32, 4096)
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One thing of a pair.
+
+    Attributes:
+        id: its number within the pair.
+        name: its class.
+        box: (x0, y0, x1, y1) in pixels, x1 and y1 excluded, clipped to the image.
+        cells: cells of the 3 x 3 grid it lies in, row by row, 0 .. 8.
+        presence: at which date it is there.
+    """
+
+    id: int
+    name: str
+    box: tuple[int, int, int, int]
+    cells: tuple[int, ...]
+    presence: Presence
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One place at two dates, and the whole truth about it. The truth is in the frame of `before`.
+
+    Attributes:
+        uid: "synth/SPLIT_NUMBER".
+        before: uint8 [S, S, 3], RGB.
+        after: uint8 [S, S, 3]; displaced by up to 3/256 of the side against the truth.
+        changed: does anything but season, light and camera differ?
+        captions: five sentences, lower case, without full stop.
+        classes_before: uint8 [S, S], ids into `CLASSES`.
+        classes_after: uint8 [S, S].
+        changes: what happened.
+        instances: what is there, at either date.
+        scene: the plan behind the pixels.
+    """
+
+    uid: str
+    before: np.ndarray
+    after: np.ndarray
+    changed: bool
+    captions: tuple[str, ...]
+    classes_before: np.ndarray
+    classes_after: np.ndarray
+    changes: tuple[Change, ...]
+    instances: tuple[Instance, ...]
+    scene: Scene
+    key: tuple[int, ...] = field(repr=False)
+
+    @cached_property
+    def binary_mask(self) -> np.ndarray:
+        """Every change of class: bool [S, S]."""
+        return self.classes_before != self.classes_after
+
+    @cached_property
+    def change_mask(self) -> np.ndarray:
+        """LEVIR-MCI's mask: 0 none, 1 road, 2 building (of any size); uint8 [S, S]."""
+        found = np.zeros(self.before.shape[:2], dtype=np.uint8)
+        for value, names in ((1, ("road",)), (2, ("house", "building"))):
+            table = np.isin(np.arange(len(CLASSES)), [CLASSES.index(name) for name in names])
+            either = table[self.classes_before] | table[self.classes_after]
+            found[either & self.binary_mask] = value
+        return found
+
+    @property
+    def canonical(self) -> str:
+        """The sentence of usual wordings: what a perfect describer with no taste of its own would say."""
+        return describe.sentence(self.changes, self.scene.ground) if self.changed else describe.UNCHANGED[2]
+
+    def describe(self, date: Literal["before", "after"]) -> list[str]:
+        """Five captions of the single image at `date`: what is there, how many, where, on what ground."""
+        if date not in ("before", "after"):
+            raise ConfigError(f"date {date!r} is not one of 'before', 'after'")
+        dice = Dice(*self.key, 8 + (date == "after"))
+        shown = [thing for thing in self.instances if thing.presence in (date, "both")]
+        seen = [(thing.name, _middle(thing.box, self.before.shape[0])) for thing in shown]
+        return describe.single(seen, self.scene.ground, dice)
+
+
+@dataclass(frozen=True)
+class World:
+    """All pairs of one seed and split. `pair(i)` depends on (seed, split, size, i) and nothing else.
+
+    The same number at another size shows the same place, changes and captions.
+
+    Args:
+        seed: any whole number >= 0.
+        split: "train", "val" or "test"; splits share no scene.
+        size: side of the images in pixels, 32 .. 4096.
+    """
+
+    seed: int = 0
+    split: Split = "train"
+    size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ConfigError(f"synth split {self.split!r} is not one of {', '.join(SPLITS)}")
+        if not SIZES[0] <= self.size <= SIZES[1]:
+            raise ConfigError(f"synth size {self.size} is not within {SIZES[0]} .. {SIZES[1]} pixels")
+        if self.seed < 0:
+            raise ConfigError(f"synth seed {self.seed} is negative; take a whole number >= 0")
+
+    def changed(self, index: int) -> bool:
+        """Whether pair `index` shows a change: exactly one of the pairs 2 k and 2 k + 1 does."""
+        self._check(index)
+        coin = Dice(self.seed, SPLITS.index(self.split), index // 2, 1).below(2)
+        return (index + coin) % 2 == 0
+
+    def pair(self, index: int) -> Pair:
+        """Pair number `index` (>= 0)."""
+        changed = self.changed(index)
+        key = (self.seed, SPLITS.index(self.split), index)
+        scene = plan(Dice(*key, 2), changed)
+        lights = Dice(*key, 3)
+        looks = (Look.draw(lights, displaced=False), Look.draw(lights, displaced=True))
+        seen = render(scene, canvas(self.size), looks, (Dice(*key, 4), Dice(*key, 5)))
+        instances = tuple(_instance(thing, seen.boxes[thing.id]) for thing in visible(scene.things, seen.boxes))
+        return Pair(
+            uid=f"synth/{self.split}_{index:06d}",
+            before=seen.images[0],
+            after=seen.images[1],
+            changed=changed,
+            captions=describe.captions(scene.changes, Dice(*key, 6), scene.ground),
+            classes_before=seen.classes[0],
+            classes_after=seen.classes[1],
+            changes=scene.changes,
+            instances=instances,
+            scene=scene,
+            key=key,
+        )
+
+    def pairs(self, start: int, stop: int) -> Iterator[Pair]:
+        """Pairs start .. stop - 1, one after the other."""
+        for index in range(start, stop):
+            yield self.pair(index)
+
+    def _check(self, index: int) -> None:
+        if index < 0:
+            raise ConfigError(f"pair {index} does not exist: numbers start at 0")
+
+
+def _instance(thing: Thing, box: tuple[int, int, int, int]) -> Instance:
+    return Instance(thing.id, thing.name, box, cells_of(coarse(thing.shape)), thing.presence)
+
+
+def _middle(box: tuple[int, int, int, int], size: int) -> str:
+    column, row = ((box[k] + box[k + 2]) * 3 // (2 * size) for k in (0, 1))
+    return PLACES[min(row, 2) * 3 + min(column, 2)]

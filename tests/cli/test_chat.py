@@ -1,0 +1,102 @@
+"""`llava chat`: on a terminal and from a pipe."""
+
+import io
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from llava.captioner import ChangeCaptioner
+from llava.cli import main
+from llava.cli.chat import _respond
+from tests.tiny import random_pair, tiny_model
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command for a random model and a pair of noise."""
+    folder = tmp_path_factory.mktemp("chat")
+    model, processor = tiny_model()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    paths = [str(folder / f"{name}.png") for name in ("before", "after")]
+    for path, image in zip(paths, random_pair(0), strict=True):
+        image.save(path)
+    return ["chat", *paths, "--model", str(folder), "--max-new-tokens", "8", "--device", "cpu"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def type_lines(monkeypatch: pytest.MonkeyPatch, lines: list[str | type[BaseException]]) -> None:
+    """A person at the prompt; an exception class is a key such as Ctrl-C."""
+    typed: Iterator[str | type[BaseException]] = iter([*lines, EOFError])
+
+    def answer(prompt: str = "") -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", answer)
+
+
+def expected(words: list[str], questions: list[str]) -> list[str]:
+    captioner = ChangeCaptioner.from_pretrained(words[4], device="cpu")
+    chat = captioner.chat(words[1], words[2])
+    return [chat.ask(question, max_new_tokens=8).text for question in questions]
+
+
+def test_from_a_pipe_each_line_is_answered_by_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("why\n\nwhere\n/reset\nwhy\n/history\n/quit\nnever asked\n")
+    )
+    assert main(words) == 0
+    first, second = (" ".join(text.split()) for text in expected(words, ["why", "where"]))
+    assert capsys.readouterr().out.split("\n") == [first, second, first, "> why", first, ""]
+
+
+def test_an_unknown_command_in_a_pipe_is_an_error(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n/save\n"))
+    assert main(words) == 1
+    assert "line 2: unknown command /save" in capsys.readouterr().err
+
+
+def test_on_a_terminal(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_lines(monkeypatch, ["why", KeyboardInterrupt, "where", "/help", "/history", "/reset", "/history"])
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    first, second = expected(words, ["why", "where"])
+    assert out.count(first) == 2 and out.count(second) == 2  # streamed once, listed once
+    assert (
+        out.index("(/quit or Ctrl-D leaves)")
+        < out.index("commands: /history /reset /quit")
+        < out.index("(forgotten)")
+    )
+
+
+def test_ctrl_c_breaks_off_the_answer_and_not_the_program(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted = []
+
+    def respond(chat: object, line: str) -> None:
+        if line == "first":
+            interrupted.append(line)
+            raise KeyboardInterrupt
+        _respond(chat, line)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("llava.cli.chat._respond", respond)
+    type_lines(monkeypatch, ["first", "why"])
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert interrupted and "broken off" in out and expected(words, ["why"])[0] in out

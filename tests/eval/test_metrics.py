@@ -1,0 +1,225 @@
+import gzip
+import json
+import random
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from llava.errors import DataError, MissingDependencyError
+from llava.eval.meteor import find_jar
+from llava.eval.metrics import METRICS, _OneSentence, score
+from llava.java import find_java
+from llava.tasks.caption import NO_CHANGE_CAPTION, normalise
+
+pytest.importorskip("pycocoevalcap.bleu.bleu")
+LEVIR_CC = Path(__file__).parents[3] / "shared/real/levir_cc_captions.jsonl.gz"
+NO_CHANGE = [
+    "there is no difference",
+    "the two scenes seem identical",
+    NO_CHANGE_CAPTION,
+    "no change has occurred",
+    "almost nothing has changed",
+]
+
+
+def has_meteor() -> bool:
+    try:
+        return find_java() is not None and find_jar().is_file()
+    except MissingDependencyError:
+        return False
+
+
+needs_meteor = pytest.mark.skipif(not has_meteor(), reason="no Java or no METEOR jar here")
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, list[str]]:
+    """Forty pairs in LEVIR-CC's manner, half of them unchanged."""
+    dice = random.Random(0)
+
+    def sentence() -> str:
+        number, thing = dice.choice(["some", "many", "two"]), dice.choice(["houses", "buildings", "roads"])
+        where = dice.choice(["along the road", "on the bareland", "in the desert"])
+        return f"{number} {thing} are built {where}"
+
+    return {f"p{i:02}": NO_CHANGE if i % 2 else [sentence() for _ in range(5)] for i in range(40)}
+
+
+@pytest.fixture(scope="module")
+def predictions(references) -> dict[str, str]:
+    """Every kind of answer: right, a false alarm (p03), a miss (p06), none at all (p08)."""
+    dice = random.Random(1)
+    said = {uid: dice.choice(texts) for uid, texts in references.items()}
+    return said | {"p03": "Two houses are built .", "p06": "No change has occurred.", "p08": ""}
+
+
+def test_equals_plain_pycocoevalcap(references, predictions):
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    said = {uid: [normalise(text)] for uid, text in predictions.items()}
+    got = score(predictions, references, meteor=False).captions().to_dict()
+    bleu, _ = Bleu(4).compute_score(references, said, verbose=0)
+    expected = [*bleu, Rouge().compute_score(references, said)[0], Cider().compute_score(references, said)[0]]
+    names = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+    assert [got[name] for name in names] == pytest.approx([100 * value for value in expected], abs=1e-9)
+    assert got["METEOR"] is None and got["Sm"] is None
+
+
+@needs_meteor
+def test_sm_is_the_mean_of_four_on_every_set(references, predictions):
+    result = score(predictions, references)
+    for row in result.rows:
+        for subset in ("all", "changed"):
+            values = row.captions[subset].to_dict()
+            four = [values[name] for name in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")]
+            assert values["Sm"] == pytest.approx(sum(four) / 4) and values["Sm"] >= 0
+    assert result.per_pair["p08"] == {"ROUGE-L": 0, "CIDEr-D": 0, "METEOR": 0}
+
+
+def test_the_change_decision_is_counted(references, predictions):
+    told = score(predictions, references, meteor=False, baselines=False).decision
+    assert (told.num_changed, told.num_unchanged) == (20, 20)
+    assert (told.false_alarms, told.misses) == (1, 2)  # no answer is a miss
+    assert (told.accuracy, told.false_alarm_rate, told.miss_rate) == (92.5, 5, 10)
+
+
+def test_unchanged_pairs_alone_have_no_cider(references, predictions):
+    result = score(predictions, references, meteor=False)
+    for row in result.rows:
+        assert row.captions["unchanged"].cider_d is None and row.captions["unchanged"].sm is None
+    only = {uid: texts for uid, texts in references.items() if texts is NO_CHANGE}
+    alone = score({uid: predictions[uid] for uid in only}, only, meteor=False)
+    assert alone.captions().cider_d is None and alone.captions("changed") is None
+    assert [row.name for row in alone.baselines] == ["constant"]
+
+
+def test_order_does_not_matter(references, predictions):
+    result = score(predictions, references, meteor=False)
+    uids = random.Random(2).sample(sorted(references), len(references))
+    again = score({u: predictions[u] for u in reversed(uids)}, {u: references[u] for u in uids}, meteor=False)
+    assert again == result
+
+
+def test_perfect_and_disjoint_captions(references):
+    perfect = score({uid: texts[0] for uid, texts in references.items()}, references, meteor=False)
+    values = perfect.captions().to_dict()
+    assert all(values[f"BLEU-{n}"] == pytest.approx(100) for n in range(1, 5))
+    assert values["ROUGE-L"] == pytest.approx(100) and perfect.decision.accuracy == 100
+    disjoint = score(
+        dict.fromkeys(references, "zzz yyy xxx www vvv"), references, meteor=False, baselines=False
+    )
+    assert all(
+        abs(disjoint.captions().to_dict()[name]) < 1e-3 for name in METRICS if name not in ("METEOR", "Sm")
+    )
+    nothing = score(dict.fromkeys(references, ""), references, meteor=False, baselines=False)
+    assert nothing.captions().bleu1 == 0 and nothing.decision.misses == 20
+
+
+def test_case_dots_and_spaces_are_not_scored(references, predictions):
+    loud = {uid: f" {text.upper()} . " for uid, text in predictions.items()}
+    assert (
+        score(loud, references, meteor=False).captions()
+        == score(predictions, references, meteor=False).captions()
+    )
+
+
+def test_the_given_truth_is_used(references, predictions):
+    changed = dict.fromkeys(references, True)
+    result = score(predictions, references, changed, meteor=False, baselines=False)
+    assert result.captions("unchanged") is None and result.captions("changed") == result.captions()
+
+
+def test_a_baseline_is_the_best_of_all_reference_sentences(references):
+    result = score(dict.fromkeys(references, "x"), references, meteor=False)
+    constant, by_flag = result.baselines
+    sentences = {text for texts in references.values() for text in texts}
+
+    def bleu4(said: dict[str, str]) -> float:
+        return score(said, references, meteor=False, baselines=False).captions().bleu4
+
+    quick = _OneSentence(list(references.values())).best()
+    assert quick[0] == max(sorted(sentences), key=lambda text: bleu4(dict.fromkeys(references, text)))
+    assert constant.sentences[0] in quick
+    same, other = by_flag.sentences
+    assert same == NO_CHANGE_CAPTION and by_flag.decision.accuracy == 100
+    flagged = {uid: same if texts is NO_CHANGE else other for uid, texts in references.items()}
+    assert score(flagged, references, meteor=False).captions() == by_flag.captions["all"]
+
+
+def test_every_uid_is_scored_once(references, predictions):
+    with pytest.raises(DataError, match="1 uids have no prediction: p05"):
+        score({uid: text for uid, text in predictions.items() if uid != "p05"}, references)
+    with pytest.raises(DataError, match=r"6 uids have a prediction but no references: x0, .*, x4, \.{3}"):
+        score(predictions | {f"x{i}": "a" for i in range(6)}, references)
+    with pytest.raises(DataError, match="have no change flag"):
+        score(predictions, references, {"p00": True})
+    with pytest.raises(DataError, match="no references"):
+        score({}, {})
+
+
+def test_unusable_text_is_named(references, predictions):
+    with pytest.raises(DataError, match="prediction of 'p01' is None"):
+        score(predictions | {"p01": None}, references)
+    for fault in ("a string", [], None, ["a", "."], ["a", 3]):
+        with pytest.raises(DataError, match="'p01'"):
+            score(predictions, references | {"p01": fault})
+
+
+def test_without_java_the_rest_is_scored(references, predictions, monkeypatch):
+    monkeypatch.setattr("llava.eval.meteor._shared", None)
+    monkeypatch.setattr("llava.java.find_java", lambda: None)
+    with pytest.warns(UserWarning, match="METEOR and Sm are not given"):
+        result = score(predictions, references)
+    assert result.captions().meteor is None and result.captions().sm is None
+    assert result.captions() == score(predictions, references, meteor=False).captions()
+    assert "needs Java" in result.notes[0] and "needs Java" in result.table()
+
+
+def test_the_result_identifies_its_texts(references, predictions):
+    result = score(predictions, references, meteor=False, baselines=False)
+    other = score(predictions | {"p00": "other"}, references, meteor=False, baselines=False)
+    assert result.predictions_sha256 != other.predictions_sha256
+    assert result.references_sha256 == other.references_sha256
+    assert len(result.predictions_sha256) == 64 and result.num_pairs == 40
+    with pytest.raises(FrozenInstanceError):
+        result.num_pairs = 41
+
+
+def test_table_and_json_say_the_same(references, predictions):
+    result = score(predictions, references, meteor=False)
+    values = json.loads(json.dumps(result.to_dict()))
+    table = result.table()
+    assert f"{values['predictions']['captions']['changed']['CIDEr-D']:.2f}" in table
+    assert values["baselines"][1]["sentences"][1] in table
+    unchanged = next(line for line in table.splitlines() if line.startswith("unchanged"))
+    assert unchanged.split()[-2:] == ["-", "-"]
+
+
+# The constant sentence on LEVIR-CC's test split, as published with CCExpert's predictions.
+PUBLISHED = {"BLEU-4": 51.49, "METEOR": 27.77, "ROUGE-L": 60.60, "CIDEr-D": 101.93, "Sm": 60.45}
+
+
+@needs_meteor
+@pytest.mark.skipif(not LEVIR_CC.is_file(), reason="the captions of LEVIR-CC are not here")
+def test_the_constant_sentence_scores_as_published():
+    with gzip.open(LEVIR_CC, "rt", encoding="utf-8") as lines:
+        records = [record for record in map(json.loads, lines) if record["split"] == "test"]
+    references = {record["filename"]: record["captions"] for record in records}
+    result = score(dict.fromkeys(references, NO_CHANGE_CAPTION), references, baselines=False)
+    values = result.captions().to_dict()
+    assert {name: values[name] for name in PUBLISHED} == pytest.approx(PUBLISHED, abs=0.05)
+    assert (result.num_pairs, result.decision.num_unchanged, result.decision.misses) == (1929, 965, 964)
+
+
+@needs_meteor
+def test_the_constant_sentence_on_synthetic_captions(references):
+    """The same path without the real captions: perfect on unchanged pairs, elsewhere one word matches."""
+    result = score(dict.fromkeys(references, NO_CHANGE_CAPTION), references, baselines=False)
+    unchanged = result.captions("unchanged").to_dict()
+    assert all(unchanged[name] == pytest.approx(100) for name in METRICS if name not in ("CIDEr-D", "Sm"))
+    changed = result.captions("changed")
+    assert changed.bleu2 < 1e-3 < changed.bleu1 < 20 and changed.meteor < 10
+    assert 40 < result.captions().sm < 70 and result.decision.accuracy == 50
