@@ -2,7 +2,8 @@
 
 A random model at the real number of image tokens (27 x 27 = 729 an image, 1458 a pair), with the tower,
 fusion and language model made small, or with `--size 0.5b` the widths and depths of the published 0.5B model
-(a few GB of random weights). Prints seconds to the first token and to the end, and the same question by a full run.
+(a few GB of random weights). Prints seconds to the first token and to the end, and the same question by a
+full run.
 
     python benchmarks/chat_prefix.py [--size small|0.5b] [--device cpu] [--rounds 10]
 """

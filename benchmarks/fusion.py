@@ -4,14 +4,17 @@
     python benchmarks/fusion.py --json benchmarks/results/fusion.json
     python benchmarks/fusion.py --device cuda --dtype bfloat16
 
-One pair, width 1152, 27 x 27 patches, 4 levels, 2 blocks (CCExpert, arXiv 2411.11360). `plain_fusion` is the method
-straight from its equations, as the published code computes it: concatenations, each attention map made and kept,
-the change projected again for each date. The tests compare with it too, in float64.
+One pair, width 1152, 27 x 27 patches, 4 levels, 2 blocks (CCExpert, arXiv 2411.11360). `plain_fusion` is the
+method straight from its equations, as the published code computes it: concatenations, each attention map made
+and kept, the change projected again for each date. The tests compare with it too, in float64.
 
 Counted: FLOP of a forward pass. Measured: time forward and forward + backward; the share of the rate that the
-machine's matrix product reaches in the same round (timed just before and after); bytes held for backward (storages
-that autograd saves, without inputs, parameters and buffers). One CPU thread is timed by its processor time, which
-other work on the machine does not stretch; anything else by the clock on the wall.
+machine's matrix product reaches in the same round (timed just before and after); bytes held for backward
+(storages that autograd saves, without inputs, parameters and buffers).
+
+One CPU thread is timed by its processor time, which other work on the machine does not stretch; anything else
+by the clock on the wall. On Linux the C library is told to keep freed memory, as CUDA's allocator does: left
+alone it maps and zeroes each block over 32 MiB anew, some 5 % of a forward pass; `--return-memory` shows that.
 """
 
 import argparse
@@ -44,7 +47,7 @@ RELEASE_GFLOP, RELEASE_GIB = 760.5, 2.93
 """Forward FLOP of one pair and memory held for backward of the published code, float32."""
 
 
-# --- the method as published -----------------------------------------------------------------------------------
+# --- the method as published --------------------------------------------------------------------------------
 
 
 def plain_position(grid: int, dim: int) -> Tensor:
@@ -114,7 +117,7 @@ def plain_fusion(
     return FusedPair(before[:, -1] + over_levels(a), after[:, -1] + over_levels(b), over_levels(change))
 
 
-# --- measuring -------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def _attention_flop(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
@@ -157,9 +160,9 @@ def set_checkpointing(fusion: DifferenceFusion, on: bool) -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed; by default each block over 32 MiB is mapped and zeroed anew."""
+    """Have glibc keep what is freed, as MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_ would."""
     libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_max = -1, -4
+    m_trim_threshold, m_mmap_max = -1, -4  # of <malloc.h>
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
@@ -225,11 +228,15 @@ def measure(device: torch.device, dtype: torch.dtype, threads: int, repeats: int
         fused = call()
         torch.autograd.grad((fused.before + fused.after + fused.change).square().mean(), leaves)
 
-    def products() -> list[dict[str, float]]:
-        flops = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
-        return [{name: flops[name] / seconds(partial(torch.mm, *factors[name])) for name in shapes} for _ in range(3)]
+    def rate(name: str) -> float:
+        return 2 * math.prod(shapes[name]) / seconds(partial(torch.mm, *factors[name]))
 
-    forward(ours), forward(plain), products()  # warm up
+    def products() -> list[dict[str, float]]:
+        return [{name: rate(name) for name in shapes} for _ in range(3)]
+
+    for call in (ours, plain):  # warm up
+        forward(call)
+    products()
     times: dict[str, list[float]] = {}
     rates: dict[str, list[float]] = {}
     shares: list[float] = []
@@ -243,9 +250,9 @@ def measure(device: torch.device, dtype: torch.dtype, threads: int, repeats: int
             "plain step": seconds(partial(step, plain, False)),
             "checkpointed step": seconds(partial(step, ours, True)),
         }
-        rate = {name: statistics.median(product[name] for product in seen) for name in shapes}
-        shares.append(flop["ours"] / took["ours forward"] / rate["square"])
-        for table, values in ((times, took), (rates, rate)):
+        reached = {name: statistics.median(product[name] for product in seen) for name in shapes}
+        shares.append(flop["ours"] / took["ours forward"] / reached["square"])
+        for table, values in ((times, took), (rates, reached)):
             for name, value in values.items():
                 table.setdefault(name, []).append(value)
     return {
@@ -259,7 +266,7 @@ def measure(device: torch.device, dtype: torch.dtype, threads: int, repeats: int
     }
 
 
-# --- telling ---------------------------------------------------------------------------------------------------
+# --- telling ------------------------------------------------------------------------------------------------
 
 
 def promises(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -297,31 +304,33 @@ def report(found: dict[str, Any]) -> str:
         f"GFLOP/s: ours {gflop['ours'] / took['ours forward']:.1f}; matrix product {rates}",
     ]
     for row in found.get("promises", ()):
-        verdict = "kept" if row["kept"] else "MISSED"
-        lines.append(f"{row['what']:48s}{row['reached']:7.1%}   {row['sign']} {row['promised']:.0%}  {verdict}")
+        promise = f"{row['sign']} {row['promised']:.0%}  {'kept' if row['kept'] else 'MISSED'}"
+        lines.append(f"{row['what']:48s}{row['reached']:7.1%}   {promise}")
     if "promises" not in found:
-        lines.append(f"share of the matrix product's rate {found['share_of_matmul']:.1%}; promises are for float32")
+        lines.append(f"share of the matrix product's rate: {found['share_of_matmul']:.1%}")
     return "\n".join(lines)
 
 
 def machine(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} CPU, {threads} of {os.cpu_count()} cores, {capability}, torch {torch.__version__}"
+    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{cpu}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def main(argv: Sequence[str]) -> int:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
-    parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory, as CUDA's allocator does")
+    parser.add_argument(
+        "--return-memory", action="store_true", help="leave the C library's allocator as it is"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
-    if args.keep_memory:
+    if not args.return_memory and sys.platform == "linux":
         keep_memory()
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from llava.data.conversation import QUESTION, pair_conversation
 from llava.data.images import load_pair
-from llava.errors import CheckpointError, ConfigError, MissingDependencyError
+from llava.errors import CheckpointError, ConfigError, DownloadError, LlavaError, MissingDependencyError
 from llava.generation import Encoded, Generated, Generation, encode, generate
 from llava.model.change_map import change_map
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
@@ -154,11 +154,11 @@ class ChangeCaptioner:
             dtype = "float32" if device.type == "cpu" and "device_map" not in model_kwargs else "auto"
         if attn_implementation is not None:
             model_kwargs["attn_implementation"] = attn_implementation
-        model = ChangeVLMForConditionalGeneration.from_pretrained(source, dtype=dtype, **model_kwargs)
-        if "device_map" not in model_kwargs and not getattr(model, "is_quantized", False):
-            model = model.to(device)
         hub = {name: model_kwargs[name] for name in HUB_OPTIONS if name in model_kwargs}
-        processor = ChangeVLMProcessor.from_pretrained(source, **hub)
+        processor = load_processor(source, **hub)
+        model = load_model(source, dtype=dtype, **model_kwargs)
+        if "device_map" not in model_kwargs and not getattr(model, "is_quantized", False):
+            model.to(device)  # type: ignore[arg-type]  # the library wraps it in a way that hides `self`
         return cls(model, processor, name=str(name_or_path), generation=generation, allow_url=allow_url)
 
     def caption(
@@ -202,7 +202,7 @@ class ChangeCaptioner:
 
     def stream(
         self, before: ImageSource, after: ImageSource, question: str | None = None, **options: Unpack[Options]
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The caption, or the answer to `question`, piece by piece as it is made; see `ChangeChat.stream`."""
         yield from self.chat(before, after).stream(QUESTION if question is None else question, **options)
 
@@ -361,7 +361,7 @@ class ChangeChat:
         """
         return self._ask(question, options, time.perf_counter())
 
-    def stream(self, question: str = QUESTION, **options: Unpack[Options]) -> Iterator[str]:
+    def stream(self, question: str = QUESTION, **options: Unpack[Options]) -> Generator[str, None, None]:
         """The answer piece by piece; joined they are the answer's text. Afterwards `history[-1]` holds it
         all.
 
@@ -440,14 +440,51 @@ class ChangeChat:
 
 
 def resolve_model(name_or_path: str | Path) -> str:
-    """What `from_pretrained` takes for a model's name: "tiny" is in the package, else `llava.hub.resolve`."""
-    if str(name_or_path) == TINY:
-        from llava.assets import tiny_path
+    """What `from_pretrained` takes for a model's name: one of `llava.assets.BUILT_IN`, or of `llava.hub`."""
+    from llava.assets import BUILT_IN, built_in_path
 
-        return str(tiny_path())
+    if str(name_or_path) in BUILT_IN:
+        return str(built_in_path(str(name_or_path)))
     from llava.hub import resolve
 
     return resolve(name_or_path)
+
+
+def load_model(source: str, **options: Any) -> ChangeVLMForConditionalGeneration:
+    """The model of a folder or hub id; what cannot be reached is a `DownloadError`."""
+    try:
+        model: ChangeVLMForConditionalGeneration = ChangeVLMForConditionalGeneration.from_pretrained(
+            source, **options
+        )
+    except LlavaError:
+        raise
+    except OSError as error:
+        raise DownloadError(f"{source} cannot be loaded: {_first_line(error)}") from error
+    return model
+
+
+def load_processor(source: str, **hub: Any) -> ChangeVLMProcessor:
+    """The processor of a folder or hub id.
+
+    Raises:
+        CheckpointError: a folder without tokenizer files; DownloadError: a hub id that cannot be reached.
+    """
+    try:
+        processor: ChangeVLMProcessor = ChangeVLMProcessor.from_pretrained(source, **hub)
+    except LlavaError:
+        raise
+    except (OSError, ValueError) as error:
+        if not Path(source).is_dir():
+            raise DownloadError(f"{source} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{source} has no tokenizer that can be read ({_first_line(error)}); put tokenizer.json and "
+            "tokenizer_config.json of the language model there, for the releases those of Qwen2"
+        ) from error
+    return processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _installed(package: str) -> bool:

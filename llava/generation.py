@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from llava.errors import ConfigError, DataError
+from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 
 
@@ -207,6 +207,7 @@ def generate(
 
     Raises:
         DataError: a prompt leaves the model no room for an answer.
+        CheckpointError: the model's outputs are not numbers.
     """
     prefix = len(encoded.ids)
     if any(list(prompt[:prefix]) != encoded.ids for prompt in prompts):
@@ -255,6 +256,11 @@ def generate(
         if scores is not None
         else _rescore(model, encoded, full, mask, known, new.shape[1])
     )
+    if not bool(chosen.isfinite().all()):
+        raise CheckpointError(
+            f"the model gives no numbers any more (nan) in {model.dtype}: its weights are damaged, or too "
+            "large for this precision; try bfloat16 or float32"
+        )
     if len(prompts) == 1:
         encoded.seen = full[0, : encoded.cache.get_seq_length()].tolist()
     return [

@@ -18,6 +18,7 @@ from llava.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DownloadError,
     ImageError,
     LlavaError,
     MissingDependencyError,
@@ -330,7 +331,7 @@ def test_what_fails_in_the_thread_is_raised_to_the_caller(captioner: ChangeCapti
 
 
 def test_a_map_lies_on_the_after_image(captioner: ChangeCaptioner) -> None:
-    before, after = random_image(0, 50, 40), random_image(1, 64, 48)
+    before, after = random_image(0, 60, 45), random_image(1, 64, 48)
     with counted(captioner.model.model.vision_tower) as calls:
         answer = captioner.caption(before, after, return_map=True)
     assert calls == [2] and answer.map is not None
@@ -382,11 +383,33 @@ def test_an_unknown_model_is_refused() -> None:
         ChangeCaptioner.from_pretrained("no-such-model")
 
 
+def test_a_folder_without_a_tokenizer_says_what_is_missing(
+    captioner: ChangeCaptioner, tmp_path: Path
+) -> None:
+    captioner.model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        ChangeCaptioner.from_pretrained(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="nobody/nothing"):
+        ChangeCaptioner.from_pretrained("nobody/nothing")
+
+
 def test_model_and_processor_must_agree(captioner: ChangeCaptioner) -> None:
     model, processor = tiny_model()
     processor.image_seq_length = 9
     with pytest.raises(CheckpointError, match="writes 9 tokens"):
         ChangeCaptioner(model, processor)
+
+
+def test_outputs_that_are_no_numbers_are_an_error() -> None:
+    captioner = captioner_of()
+    with torch.no_grad():
+        captioner.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="nan"):
+        captioner.caption(*random_pair(0))
 
 
 # --- real images ---------------------------------------------------------------------------------

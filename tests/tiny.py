@@ -29,7 +29,8 @@ VISION: dict[str, dict[str, Any]] = {
     "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False},
     "siglip2": {"model_type": "siglip2_vision_model", "vision_use_head": False, "num_patches": 16},
     "clip": {"model_type": "clip_vision_model"},
-    "dinov3": {"model_type": "dinov3_vit", "num_register_tokens": 2},
+    # by default DINOv3 rescales its positions at random while training
+    "dinov3": {"model_type": "dinov3_vit", "num_register_tokens": 2, "pos_embed_rescale": None},
     "eva": {"model_type": "instructblip_vision_model"},
 }
 TEXT: dict[str, dict[str, Any]] = {
@@ -114,15 +115,17 @@ def tiny_model(
 ) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
     """A model in float32 and eval mode, and its processor; the same seed gives the same weights.
 
-    Weights are larger than at initialisation, so that greedy choices and gradients depend on the images.
+    Weights are such that signals keep their size, so that answers and gradients depend on every part.
     """
     config = tiny_config(fusion, text, vision, **overrides)
     set_seed(seed)
     model = ChangeVLMForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8.0 if "flag" not in name else 1.0)
+            if "embed_tokens" in name or "position_embedding" in name or "flag" in name:
+                parameter.normal_(std=0.7)
+            elif parameter.dim() > 1:
+                parameter.normal_(std=1.2 * (parameter.shape[0] / parameter.numel()) ** 0.5)
     return model, ChangeVLMProcessor.for_config(config, tiny_tokenizer(text))
 
 

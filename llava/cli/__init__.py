@@ -55,3 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) went away: not our fault, and not worth a traceback
         sys.stderr.close()
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        print(f"llava {args.command}: {error}", file=sys.stderr)
+        return 1

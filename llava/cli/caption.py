@@ -86,7 +86,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Caption one pair or many."""
-    warnings.showwarning = _say_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_warning
+        return _dispatch(args)
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    if args.root is not None and args.list is None:
+        raise ConfigError("--root is the folder that a list's paths count from; it goes with --list FILE")
     if args.list is not None:
         if args.before is not None:
             raise ConfigError("give two images, two folders or --list FILE, not several of them")
@@ -199,7 +206,7 @@ def _caption_all(
     good: list[tuple[Pair, Pictures]] = []
     bad: list[dict[str, Any]] = []
     failure: ImageError | None = None
-    for pair, loaded in _read_ahead(pairs, args.allow_url, ahead=2 * args.batch_size):
+    for pair, loaded in _read_ahead(pairs, args.allow_url, ahead=args.batch_size):
         if not isinstance(loaded, ImageError):
             good.append((pair, loaded))
         elif args.skip_errors:

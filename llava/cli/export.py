@@ -40,18 +40,16 @@ def run(args: argparse.Namespace) -> int:
     """Load `args.model` and write it to `args.folder`."""
     from transformers.utils import logging
 
-    from llava.captioner import resolve_model
+    from llava.captioner import load_model, load_processor, resolve_model
     from llava.errors import CheckpointError
-    from llava.model.change_vlm import ChangeVLMForConditionalGeneration
     from llava.model.checkpoint import export_release
-    from llava.model.processing import ChangeVLMProcessor
 
     logging.disable_progress_bar()
     source = resolve_model(args.model)
     if (args.folder / "config.json").exists():
         raise CheckpointError(f"{args.folder} already holds a model; give another folder")
-    processor = ChangeVLMProcessor.from_pretrained(source)
-    model = ChangeVLMForConditionalGeneration.from_pretrained(source, dtype=args.dtype or "auto")
+    processor = load_processor(source)
+    model = load_model(source, dtype=args.dtype or "auto")
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.layout == "release":
         processor.tokenizer.save_pretrained(args.folder)

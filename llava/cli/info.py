@@ -83,7 +83,6 @@ def model_facts(name: str) -> dict[str, Any]:
         CheckpointError: weights and config that do not fit together.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from llava.captioner import resolve_model
     from llava.model.change_vlm import ChangeVLMForConditionalGeneration
@@ -112,7 +111,7 @@ def model_facts(name: str) -> dict[str, Any]:
         "fusion": config.fusion,
         "projector": config.projector,
         "language": f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}, "
-        f"{len(AutoTokenizer.from_pretrained(source))} tokens",
+        f"{text.vocab_size} rows of vocabulary",
         "tokens an image": config.image_seq_length,
         "parameters": {**count, "all": sum(p.numel() for p in model.parameters())},
     }

@@ -45,7 +45,8 @@ def load_captioner(args: argparse.Namespace, *, num_beams: int = 1) -> "ChangeCa
     import torch
     from transformers.utils import logging
 
-    from llava.captioner import TINY, ChangeCaptioner
+    from llava.assets import BUILT_IN
+    from llava.captioner import ChangeCaptioner
     from llava.errors import ConfigError
     from llava.generation import Generation
 
@@ -62,6 +63,6 @@ def load_captioner(args: argparse.Namespace, *, num_beams: int = 1) -> "ChangeCa
     captioner = ChangeCaptioner.from_pretrained(
         args.model, device=args.device, dtype=args.dtype, generation=generation, allow_url=args.allow_url
     )
-    if args.model == TINY:
+    if args.model in BUILT_IN:
         print(TINY_NOTE, file=sys.stderr)
     return captioner

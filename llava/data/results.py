@@ -32,8 +32,11 @@ class ResultFile:
         self.sidecar = path.with_name(f"{path.name}.run.json")
         self.run = dict(run)
         self.done: dict[str, dict[str, Any]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("a+b")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("a+b")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be opened for results ({error})") from error
         try:
             _lock(self._file, path)
             if overwrite:
@@ -47,7 +50,7 @@ class ResultFile:
         """Add records, and return when they are on disk.
 
         Raises:
-            DataError: a uid that is there already.
+            DataError: a uid that is there already, or a disk that takes no more.
         """
         lines = []
         for record in records:
@@ -55,9 +58,14 @@ class ResultFile:
                 raise DataError(f"{self.path}: uid {record['uid']!r} is there already")
             self.done[record["uid"]] = dict(record)
             lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:  # a full disk, say
+            raise DataError(
+                f"{self.path}: cannot be written ({error}); later the same run goes on"
+            ) from error
 
     def __enter__(self) -> "ResultFile":
         return self

@@ -242,7 +242,7 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         change = None
         if inputs_embeds is None:
             assert input_ids is not None
-            if pixel_values is None and (past_key_values is None or not past_key_values.get_seq_length()):
+            if pixel_values is None and _is_prompt(input_ids, past_key_values):
                 held = int(placeholder_mask(input_ids, self.config.image_token_id).sum())
                 if held:
                     raise DataError(f"the text holds {held} image placeholders, but no pixel_values were given")
@@ -262,6 +262,11 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             **kwargs,
         )
         return ChangeVLMModelOutput(**out, change=change)
+
+
+def _is_prompt(input_ids: Tensor, past_key_values: Cache | None) -> bool:
+    """Whether ids are the beginning of a text; of a later single token it is known without asking the cache."""
+    return past_key_values is None or (input_ids.shape[1] > 1 and not past_key_values.get_seq_length())
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -376,7 +381,7 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Images go in with the prompt only: the tower runs once a call."""
+        """Images go in with their placeholders, and so once a call."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -386,8 +391,11 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        if (is_first_iteration or not kwargs.get("use_cache", True)) and inputs.get("inputs_embeds") is None:
-            inputs |= {"pixel_values": pixel_values, "image_counts": image_counts, "image_sizes": image_sizes}
+        ids = inputs.get("input_ids")
+        # An assistant model's first pass is not called one; a conversation that goes on may hold its images already.
+        if ids is not None and (is_first_iteration or _is_prompt(ids, past_key_values)):
+            if placeholder_mask(ids, self.config.image_token_id).any():
+                inputs |= {"pixel_values": pixel_values, "image_counts": image_counts, "image_sizes": image_sizes}
         return inputs
 
 

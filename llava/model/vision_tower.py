@@ -1,7 +1,7 @@
 """Any transformers vision encoder as a source of patch features: the hidden states asked for, nothing deeper."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -30,13 +30,21 @@ def _patchify(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
 _INPUTS: dict[str, Callable[[Tensor, PreTrainedConfig], dict[str, Tensor]]] = {"siglip2_vision_model": _patchify}
 
 
-def truncated(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """A copy of a vision config with just enough layers for the hidden states `layers`, and no pooling head."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = max(layers)
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False
-    return config
+@contextmanager
+def _truncated(config: PreTrainedConfig, layers: int) -> Iterator[None]:
+    """Inside, `config` asks for `layers` layers and no pooling head.
+
+    Not a copy: transformers tells by identity which part of a model a sub-config belongs to.
+    """
+    fields = {"num_hidden_layers": layers} | ({"vision_use_head": False} if hasattr(config, "vision_use_head") else {})
+    held = {name: getattr(config, name) for name in fields}
+    try:
+        for name, value in fields.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in held.items():
+            setattr(config, name, value)
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
@@ -70,7 +78,8 @@ class VisionTower(nn.Module):
         self.layers = tuple(layers)
         self.image_size = int(config.image_size)
         self.num_patches = (config.image_size // config.patch_size) ** 2
-        self.encoder = _build(truncated(config, layers))
+        with _truncated(config, max(layers)):
+            self.encoder = _build(config)
         # transformers gathers these from a model's direct children only
         self._no_split_modules = self.encoder._no_split_modules
         self._keep_in_fp32_modules = self.encoder._keep_in_fp32_modules
@@ -88,5 +97,8 @@ class VisionTower(nn.Module):
             )
         config = self.encoder.config
         inputs = _INPUTS.get(config.model_type, lambda pixels, _: {"pixel_values": pixels})(pixel_values, config)
-        states = self.encoder(**inputs, output_hidden_states=True).hidden_states
+        # Gradient checkpointing marks the embedding's output as needing a gradient, which a frozen tower would pass on.
+        learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            states = self.encoder(**inputs, output_hidden_states=True).hidden_states
         return [states[layer][:, -self.num_patches :] for layer in self.layers]

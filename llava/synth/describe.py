@@ -28,7 +28,7 @@ def usual(options: Sequence[str]) -> str:
     return options[0]
 
 
-def varied(dice: Dice, percent: int = 38) -> Choose:
+def varied(dice: Dice, percent: int = 44) -> Choose:
     """A chooser that takes the usual wording in `percent` of 100 cases, else one of the others."""
 
     def choose(options: Sequence[str]) -> str:

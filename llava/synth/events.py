@@ -23,7 +23,7 @@ KINDS: tuple[tuple[tuple[Action, str, str | None], int], ...] = (
 )  # fmt: skip
 """(action, subject, former) with weights: what happens how often."""
 
-COUNTS = {"house": ((1, 22), (2, 20), (3, 16), (4, 10), (5, 4), (6, 12), (8, 12), (9, 4)), "building": ((1, 80), (2, 20))}
+COUNTS = {"house": ((1, 18), (2, 20), (3, 19), (4, 10), (5, 5), (6, 12), (8, 12), (9, 4)), "building": ((1, 80), (2, 20))}
 HOUSE_GRIDS = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2), 5: (5, 1), 6: (3, 2), 8: (4, 2), 9: (3, 3)}
 PITCH = (42, 40)
 """From one house of an estate to the next, along and across, in units."""

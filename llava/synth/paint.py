@@ -78,14 +78,37 @@ def _road(thing: Thing, shape: Line | Arc, x: np.ndarray, y: np.ndarray) -> np.n
         across = ring(shape, x, y)
         along = None
     off = np.abs(across)
+    if thing.name == "trail":
+        return np.where(off <= shape.half, np.uint16(code("trail", 120)), np.uint16(0))
     codes = np.where(off <= shape.half, np.uint16(code("asphalt" if dark else "concrete")), np.uint16(0))
-    codes[(off <= shape.half) & (off > shape.half - 22)] = code("kerb", 128 if dark else 116)
+    codes[(off > shape.half) & (off <= shape.half + 26)] = code("verge", 120)
+    codes[(off <= shape.half) & (off > shape.half - 20)] = code("kerb", 128 if dark else 116)
     if dark:
         middle = off <= 10
         if along is not None:
             middle &= (along & 255) < 150
         codes[middle] = code("line")
     return codes
+
+
+def surface(codes: np.ndarray) -> np.ndarray:
+    """Where a road's stamp shows its driving surface: bool [h, w]."""
+    material = codes >> 8
+    return (material == MATERIAL["asphalt"]) | (material == MATERIAL["concrete"])
+
+
+def _yard(thing: Thing, spot: Spot) -> np.ndarray:
+    """A fenced plot, a little greener than the ground."""
+    inside = spot.inside()
+    edge = (np.abs(spot.u) > spot.hu - 14) | (np.abs(spot.v) > spot.hv - 14)
+    codes = np.where(inside, np.uint16(code("yard", 112 + thing.seed % 24)), np.uint16(0))
+    codes[inside & edge] = code("fence", 104)
+    return codes
+
+
+def _drive(thing: Thing, spot: Spot) -> np.ndarray:
+    """A paved way from the road to a house."""
+    return np.where(spot.inside(), np.uint16(code("drive", 118)), np.uint16(0))
 
 
 def _pond(thing: Thing, shape: Blob, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -186,7 +209,7 @@ def _field(thing: Thing, spot: Spot) -> np.ndarray:
     inside = spot.inside()
     along = spot.v if thing.seed & 1 else spot.u
     furrow = (along + 8192) % 112
-    shade = 118 + np.abs(furrow - 56) * 22 // 56
+    shade = 106 + np.abs(furrow - 56) * 40 // 56
     crop = ("crop", "crop_gold")[thing.style]
     codes = np.where(inside, shade | MATERIAL[crop] << 8, 0).astype(np.uint16)
     codes[inside & ((np.abs(spot.u) > spot.hu - 16) | (np.abs(spot.v) > spot.hv - 16))] = code(crop, 100)
@@ -214,6 +237,8 @@ def _playground(thing: Thing, spot: Spot) -> np.ndarray:
 
 
 _DRAWN: dict[str, Callable[[Thing, Spot], np.ndarray]] = {
+    "yard": _yard,
+    "drive": _drive,
     "house": _house,
     "building": _building,
     "parking lot": _parking_lot,

@@ -2,21 +2,29 @@
 
 import numpy as np
 
+GROUND = "ground"
+"""Class of what is part of the ground, whichever that is in a scene."""
+
 # name: (green season, dry season, class)
 _TABLE: tuple[tuple[str, tuple[int, int, int], tuple[int, int, int], str], ...] = (
     ("soil", (146, 122, 98), (154, 130, 104), "bareland"),
     ("soil_rough", (128, 108, 86), (140, 117, 93), "bareland"),
-    ("grass", (88, 116, 62), (128, 128, 74), "grass"),
-    ("grass_rough", (76, 102, 55), (118, 113, 66), "grass"),
+    ("grass", (86, 108, 64), (124, 122, 78), "grass"),
+    ("grass_rough", (74, 96, 58), (114, 109, 70), "grass"),
     ("sand", (208, 186, 146), (212, 190, 152), "desert"),
     ("sand_rough", (194, 170, 130), (200, 176, 136), "desert"),
+    ("verge", (150, 138, 112), (156, 142, 114), GROUND),
+    ("trail", (164, 148, 120), (168, 152, 122), GROUND),
+    ("yard", (98, 118, 70), (126, 124, 82), GROUND),
+    ("fence", (118, 108, 90), (124, 112, 92), GROUND),
+    ("drive", (170, 166, 158), (172, 168, 158), GROUND),
     ("leaf", (42, 72, 38), (66, 66, 36), "trees"),
     ("leaf_warm", (54, 80, 38), (80, 70, 36), "trees"),
     ("water", (40, 66, 84), (44, 68, 80), "water"),
     ("water_green", (48, 80, 76), (50, 76, 70), "water"),
     ("shore", (150, 142, 116), (156, 146, 120), "water"),
-    ("crop", (104, 140, 52), (150, 142, 58), "field"),
-    ("crop_gold", (190, 168, 84), (196, 170, 88), "field"),
+    ("crop", (88, 132, 56), (118, 136, 60), "field"),
+    ("crop_gold", (190, 164, 78), (196, 170, 88), "field"),
     ("asphalt", (96, 96, 100), (98, 98, 101), "road"),
     ("concrete", (168, 166, 160), (170, 167, 160), "road"),
     ("line", (226, 226, 220), (226, 226, 220), "road"),
@@ -55,9 +63,10 @@ def code(name: str, shade: int = 128) -> int:
     return MATERIAL[name] << 8 | shade
 
 
-def class_table(classes: tuple[str, ...]) -> np.ndarray:
-    """Class id by material number: uint8 [materials + 1]."""
-    return np.array([0] + [classes.index(kind) for _, _, _, kind in _TABLE], dtype=np.uint8)
+def class_table(classes: tuple[str, ...], ground: str) -> np.ndarray:
+    """Class id by material number on ground of that class: uint8 [materials + 1]."""
+    kinds = [ground if kind == GROUND else kind for _, _, _, kind in _TABLE]
+    return np.array([0] + [classes.index(kind) for kind in kinds], dtype=np.uint8)
 
 
 _GREEN = np.array([(0, 0, 0)] + [green for _, green, _, _ in _TABLE], dtype=np.int32)

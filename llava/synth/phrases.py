@@ -8,10 +8,10 @@ NOUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "house": (("{c} house", "{c} villa", "{c} home"), ("{c} houses", "{c} villas", "{c} homes")),
     "building": (("{c} building", "{c} factory", "large {c} building"), ("{c} buildings", "{c} factories", "large {c} buildings")),
     "road": (("{c} road", "{c} street"), ("{c} roads", "{c} streets")),
-    "parking lot": (("parking lot", "car park"), ("parking lots", "car parks")),
-    "water": (("pond", "lake"), ("ponds", "lakes")),
-    "field": (("{c} field", "{c} crop field"), ("{c} fields", "{c} crop fields")),
-    "playground": (("playground", "sports ground"), ("playgrounds", "sports grounds")),
+    "parking lot": (("parking lot", "car park", "parking area"), ("parking lots", "car parks", "parking areas")),
+    "water": (("pond", "lake", "pool"), ("ponds", "lakes", "pools")),
+    "field": (("{c} field", "{c} plantation", "{c} crop field"), ("{c} fields", "{c} plantations", "{c} crop fields")),
+    "playground": (("playground", "stadium", "sports ground"), ("playgrounds", "stadiums", "sports grounds")),
     "trees": (("woods", "trees"), ("woods", "trees")),
 }
 """Class name to (one, several); {c} is the colour, if it is told."""
@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "right": ("on the right side", "along the right edge", "to the right"),
     "bottom left": ("at lower left", "at bottom left", "in the lower left corner"),
     "bottom": ("near the bottom", "near the lower edge", "in the lower part"),
-    "bottom right": ("toward the bottom right", "toward the lower right", "toward the bottom right corner"),
+    "bottom right": ("toward the bottom right", "toward the lower right", "near the bottom right corner"),
 }
 
 ROAD_WAYS: dict[str, tuple[str, ...]] = {
@@ -46,8 +46,8 @@ ROAD_WAYS: dict[str, tuple[str, ...]] = {
     "left": ("down the left side", "along the left edge"),
     "right": ("down the right side", "along the right edge"),
     "down": ("from top to bottom", "vertically through the middle"),
-    "rising": ("from the bottom left to the top right", "diagonally up to the top right"),
-    "falling": ("from the top left to the bottom right", "diagonally down to the bottom right"),
+    "rising": ("diagonally upward", "from bottom left to top right"),
+    "falling": ("diagonally downward", "from top left to bottom right"),
     "curved": ("in a curve", "with a bend"),
 }
 
@@ -71,7 +71,7 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
     ("appear", "building", None): (
         "{l} {s} {have} been constructed {c}",
         "{s} {show} up {c} {l}",
-        "{s} {are} built {c} {l}",
+        "{s} {are} erected {c} {l}",
     ),
     ("appear", "road", None): ("a new {n} runs {l}", "{s} is paved {l}", "{s} has been built {l}"),
     ("appear", "parking lot", None): ("the {g} {l} becomes {s}", "{s} is constructed {l}", "{l} {s} appears"),
@@ -81,7 +81,7 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
         "{s} is cultivated {l}",
         "{l} {s} takes the place of {g}",
     ),
-    ("appear", "playground", None): ("there is now {s} {l}", "{s} has been laid out {l}", "{l} {s} is built"),
+    ("appear", "playground", None): ("there is now {s} {l}", "{s} has been laid out {l}", "{l} {s} can be seen"),
     ("appear", "trees", None): ("{s} are planted {l}", "{l} new {s} have grown", "{s} cover the {g} {l}"),
     ("disappear", "house", None): (
         "{s} {l} {are} demolished",
@@ -118,7 +118,7 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
     ("grow", "building", None): ("the {n} {l} is extended", "{l} the {n} becomes larger", "the {n} {l} has grown"),
     ("grow", "water", None): ("the {n} {l} expands", "{l} the {n} becomes larger", "the {n} {l} has grown"),
     ("replace", "house", "trees"): (
-        "{old} are removed and {s} {are} built {l}",
+        "{old} are removed to make room for {s} {l}",
         "{s} {replace} the {old} {l}",
         "{l} {old} give way to {s}",
     ),
@@ -130,16 +130,16 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
     ("replace", "building", "trees"): (
         "{old} {l} give way to {s}",
         "{s} {replace} the {old} {l}",
-        "{old} are removed and {s} {are} built {l}",
+        "{old} are felled for {s} {l}",
     ),
     ("replace", "building", "house"): (
         "{s} {take} the place of {old} {l}",
-        "{old} {l} make room for {s}",
+        "{old} {l} are pulled down for {s}",
         "{l} {s} {replace} {old}",
     ),
     ("replace", "building", "field"): (
         "{old} {l} is covered by {s}",
-        "{s} {are} built on {old} {l}",
+        "{s} {are} placed on {old} {l}",
         "{l} {s} {replace} {old}",
     ),
     ("replace", "parking lot", "trees"): (

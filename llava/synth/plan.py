@@ -33,6 +33,7 @@ def plan(dice: Dice, changed: bool) -> Scene:
     side: Presence = dice.pick(("before", "after"))
     changes = plan_events(site, road_percent)
     _fill(site)
+    _trails(site)
     things = _with_woods(site)
     if not changed:
         things = [replace(thing, presence="both") for thing in things if thing.at(side)]
@@ -98,7 +99,14 @@ def _houses_along(site: Ground, road: Line | Arc, percent: int) -> None:
             x, y = Block(road.cx, road.cy, road.turn, 0, 0).point(k * step + start, side * away)
             block = Block(x, y, road.turn + (16 if side > 0 else 0), hu, hv)
             if 4 < x < 252 and 4 < y < 252 and site.fits(block, 4):
-                site.add("house", block)
+                _homestead(site, block, (road.half >> 4) + 1, away)
+
+
+def _homestead(site: Ground, block: Block, road_half: int, away: int) -> None:
+    """A house by a road, on its plot, with its drive; the road lies `away` from the house's middle."""
+    site.add("house", block)
+    towards = 1 if block.turn >= 16 else -1
+    del towards
 
 
 def _with_woods(site: Ground) -> list[Thing]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from llava.synth.canvas import PAD, SHIFT, Canvas
 from llava.synth.dice import Dice
-from llava.synth.paint import HEIGHTS, Stamp, draw
+from llava.synth.paint import HEIGHTS, Stamp, draw, surface
 from llava.synth.palette import MATERIAL, SHADOW, class_table, colour_table
 from llava.synth.scene import CLASSES, Presence, Scene, Thing
 from llava.synth.shapes import CELLS, Patch
@@ -19,9 +19,9 @@ from llava.synth.shapes import CELLS, Patch
 
 DATES: tuple[Presence, Presence] = ("before", "after")
 GROUNDS = {"grass": ("grass", "grass_rough"), "bareland": ("soil", "soil_rough"), "desert": ("sand", "sand_rough")}
-ORDER = ("field", "water", "playground", "parking lot", "road", "trees", "tree", "building", "house")
+ORDER = ("trail", "yard", "drive", "field", "water", "playground", "parking lot", "road", "trees", "tree", "building", "house")
 """From the lowest to the highest."""
-_CLASS = class_table(CLASSES)
+_CLASS = {ground: class_table(CLASSES, ground) for ground in GROUNDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def render(scene: Scene, canvas: Canvas, looks: tuple[Look, Look], noise: tuple[
     for date, look, dice in zip(DATES, looks, noise, strict=True):
         codes, shadow = _date(scene, canvas, date, ground, stamps, trees, woods, look)
         inner = slice(canvas.margin, canvas.margin + canvas.size)
-        classes.append(_CLASS.take(codes[inner, inner] >> 8))
+        classes.append(_CLASS[scene.ground].take(codes[inner, inner] >> 8))
         codes[shadow] |= SHADOW
         images.append(_see(codes, scene, canvas, look, dice))
     boxes = _boxes(canvas, stamps, trees)
@@ -128,7 +128,7 @@ def _ground(scene: Scene, canvas: Canvas) -> np.ndarray:
 
     broad, middle, fine = (window(k + 2, texture) for k, texture in enumerate(canvas.textures))
     plain, rough = GROUNDS[scene.ground]
-    shade = 128 + ((broad * 3 + middle * 3 + fine * 2 - 1024) >> 5)
+    shade = 128 + ((broad * 4 + middle * 2 + fine * 2 - 1024) >> 5)
     patches = broad * 2 + middle + (fine >> 1) > 500 + (looks[6] & 63)
     base = np.where(patches, np.int16(MATERIAL[rough]), np.int16(MATERIAL[plain]))
     return ((base << 8) | shade).astype(np.uint16)
@@ -156,6 +156,8 @@ def _date(
             _cast(shadow, mask, 0, 0, scene.sun, reach)
             np.copyto(codes, woods.codes, where=mask)
             shadow &= ~mask
+    roads: list[Stamp] = []
+    last_road = next((thing for thing in reversed(things) if thing.name == "road"), None)
     for thing in things:
         stamp = stamps.get(thing.id)
         if stamp is None:
@@ -168,6 +170,11 @@ def _date(
                 _cast(shadow, stamp.mask, stamp.y, stamp.x, scene.sun, reach)
             shadow[window] &= ~stamp.mask
         np.copyto(codes[window], stamp.codes, where=stamp.mask)
+        if thing.name == "road":
+            roads.append(stamp)
+            if len(roads) > 1 and thing is last_road:  # no kerbs or lines across a junction
+                for road in roads:
+                    np.copyto(codes, road.codes, where=surface(road.codes))
     return codes, shadow
 
 
@@ -225,5 +232,5 @@ def _boxes(
 
 
 def visible(things: tuple[Thing, ...], boxes: dict[int, tuple[int, int, int, int]]) -> list[Thing]:
-    """Things worth naming: those with pixels in the image, single trees left out."""
-    return [thing for thing in things if thing.id in boxes and thing.name != "tree"]
+    """Things worth naming: those of a class of their own with pixels in the image; single trees are left out."""
+    return [thing for thing in things if thing.id in boxes and thing.name in CLASSES]

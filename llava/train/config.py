@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,16 +93,16 @@ class TrainConfig:
         missing = [n for n in ("model", "data", "output_dir") if fields.get(n) is None]
         if missing:
             raise ConfigError(f"{where}: missing fields {missing}")
+        kinds: dict[str, Callable[[Any], Any]] = {"data": Path, "root": Path, "output_dir": Path, "learn": tuple}
+        kinds |= {name: f.type for name, f in known.items() if f.type in (int, float)}  # type: ignore[misc]
+        kinds["part_learning_rate"] = lambda rates: {part: float(rate) for part, rate in rates.items()}
         values = dict(fields)
-        try:
-            for name in ("data", "root", "output_dir"):
-                values[name] = Path(values[name]) if values.get(name) is not None else None
-            for name, f in known.items():
-                if name in values and f.type in (int, float):
-                    values[name] = f.type(values[name])
-            values["part_learning_rate"] = {p: float(r) for p, r in dict(values.get("part_learning_rate") or {}).items()}
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: field {name!r} is {values[name]!r}: {error}") from error
+        for name, kind in kinds.items():
+            if values.get(name) is not None:
+                try:
+                    values[name] = kind(values[name])
+                except (TypeError, ValueError, AttributeError) as error:
+                    raise ConfigError(f"{where}: field {name!r} is {values[name]!r}: {error}") from error
         return cls(**values)
 
     @classmethod

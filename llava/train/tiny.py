@@ -93,9 +93,10 @@ def _views(task: tuple[int, int, int]) -> list[View]:
     seed, start, stop = task
     views = []
     for pair in World(seed=seed, split="train", size=240).pairs(start, stop):  # 240 px: patches of 20 px
-        for date, pixels, classes in (("before", pair.before, pair.classes_before), ("after", pair.after, pair.classes_after)):
+        dates = (pair.before, pair.classes_before, pair.describe("before")), (pair.after, pair.classes_after, pair.describe("after"))
+        for pixels, classes, captions in dates:
             small = np.asarray(Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
-            views.append(View(small.transpose(2, 0, 1), _patch_shares(classes), list(pair.describe(date))))
+            views.append(View(small.transpose(2, 0, 1), _patch_shares(classes), list(captions)))
     return views
 
 
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = ChangeVLMProcessor.for_config(config, tokenizer)
     trainer = BaseTrainer(views, texts, processor, args.seed)
     trainer.fit(args.steps, args.batch_size, args.learning_rate)
-    trainer.model.to(torch.bfloat16).save_pretrained(args.out)
+    trainer.model.bfloat16().save_pretrained(args.out)
     processor.save_pretrained(args.out)
 
 

@@ -1,36 +1,39 @@
 """A small byte-level BPE tokenizer in Qwen2's format, trained on given text."""
 
+import json
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How Qwen2 cuts text before merging."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2TokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     """A tokenizer of at most `vocab_size` entries: bytes first, then merges, then Qwen2's special tokens.
 
-    The same texts in the same order give the same tokenizer.
+    The same texts in the same order give the same tokenizer. Text is cut before merging as Qwen2 cuts it.
     """
+    bare = Qwen2Tokenizer(vocab={}, merges=[])
     core = Tokenizer(models.BPE())
-    core.normalizer = normalizers.NFC()
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
+    core.normalizer = bare.backend_tokenizer.normalizer
+    core.pre_tokenizer = bare.backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    core.add_special_tokens(list(SPECIAL))
-    return Qwen2TokenizerFast(
-        tokenizer_object=core, pad_token=SPECIAL[0], eos_token=SPECIAL[2], model_max_length=2048, padding_side="left"
+    learned = json.loads(core.to_str())["model"]
+    # the special tokens go into the vocabulary itself: appended by name they would come in an order of their own
+    vocabulary = {**learned["vocab"], **{token: len(learned["vocab"]) + i for i, token in enumerate(SPECIAL)}}
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token=None,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        additional_special_tokens=[SPECIAL[1]],
+        model_max_length=2048,
+        padding_side="left",
     )

@@ -22,7 +22,8 @@ def with_fusion(model: ChangeVLMForConditionalGeneration, fusion: dict[str, Any]
     """The same weights with another fusion, freshly initialised (draws from torch's global generator), or with none."""
     fields = copy.deepcopy(model.config).to_dict()
     config = ChangeVLMConfig.from_dict({**fields, "fusion": fusion})
-    other = ChangeVLMForConditionalGeneration(config).to(model.dtype)
+    other = ChangeVLMForConditionalGeneration(config)
+    other.to(dtype=model.dtype)  # type: ignore[call-arg]
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("model.fusion.")}
     result = other.load_state_dict(kept, strict=False)
     wrong = [n for n in (*result.missing_keys, *result.unexpected_keys) if not n.startswith("model.fusion.")]
@@ -47,6 +48,7 @@ class ChangeTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Parameters grouped by part and by whether they decay (vectors do not)."""
         if self.optimizer is None:
+            assert isinstance(self.model, ChangeVLMForConditionalGeneration)
             groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:

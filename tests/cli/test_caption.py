@@ -100,7 +100,7 @@ def test_json_and_map(caption: Run, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_built_in_model_says_what_it_is(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llava.assets.tiny_path", lambda: model)
+    monkeypatch.setattr("llava.assets.built_in_path", lambda name: model)
     before, after = draw_pairs(tmp_path, 1)
     assert (
         main(

@@ -34,9 +34,9 @@ def test_different_pairs_are_answered_differently(made):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded", "none"])
 def test_a_batch_answers_as_each_pair_alone(made, cache):
+    if cache == "offloaded" and not torch.cuda.is_available():
+        pytest.skip("transformers moves an offloaded cache through CUDA streams")
     options = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
-    if cache == "dynamic" or (cache == "offloaded" and not torch.cuda.is_available()):
-        options = {}
     batch = answers(made, [0, 1, 2], **options)
     for row, seed in zip(batch, [0, 1, 2], strict=True):
         assert torch.equal(row, answers(made, [seed])[0])
@@ -70,8 +70,8 @@ def test_samples_of_one_pair(made):
     torch.manual_seed(0)
     again = answers(made, [0, 1], do_sample=True, num_return_sequences=4, temperature=5.0, top_k=0)
     assert torch.equal(drawn, again)
-    nearly_greedy = answers(made, [0, 1], do_sample=True, num_return_sequences=2, temperature=1e-4)
-    assert torch.equal(nearly_greedy, answers(made, [0, 1]).repeat_interleave(2, 0))
+    likeliest = answers(made, [0, 1], do_sample=True, num_return_sequences=2, top_k=1)
+    assert torch.equal(likeliest, answers(made, [0, 1]).repeat_interleave(2, 0))
 
 
 def test_prompt_lookup_and_assistant_change_nothing(made):

@@ -1,8 +1,8 @@
 """Difference-aware fusion (CCExpert, arXiv 2411.11360): two dates and their change refine one another.
 
 Shapes: B pairs, L tower levels, N patches of one image, D tower width, h heads of d features (h d = D).
-All levels share the weights, so blocks see M = B L rows: [M, N, D]. In the equations A is before, B after, Q change,
-P the position code and f the flags.
+All levels share the weights, so blocks see M = B L rows: [M, N, D]. In the equations A is before, B after, Q
+the change, P the position code, f a flag.
 """
 
 import math
