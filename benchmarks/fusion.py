@@ -14,7 +14,7 @@ machine's matrix product reaches in the same round (timed just before and after)
 
 One CPU thread is timed by its processor time, which other work on the machine does not stretch; anything else
 by the clock on the wall. On Linux the C library is told to keep freed memory, as CUDA's allocator does: left
-alone it maps and zeroes each block over 32 MiB anew, some 5 % of a forward pass; `--return-memory` shows that.
+alone it maps and zeroes each block over 32 MiB anew, some 5 % of a forward pass; see `--return-memory`.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -164,7 +165,7 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     m_trim_threshold, m_mmap_max = -1, -4  # of <malloc.h>
     libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_trim_threshold, -1)  # never
 
 
 class Stopwatch:
@@ -199,7 +200,7 @@ def build(device: torch.device, dtype: torch.dtype) -> tuple[DifferenceFusion, T
 
 
 def measure(device: torch.device, dtype: torch.dtype, threads: int, repeats: int) -> dict[str, Any]:
-    """All figures of one run, medians over `repeats` rounds."""
+    """All figures of one run, medians over `repeats` rounds (training steps: a fifth of them)."""
     fusion, before, after = build(device, dtype)
     weights, position = dict(fusion.named_parameters()), fusion.get_buffer("position")
     leaves = [before, after, *weights.values()]
@@ -237,24 +238,21 @@ def measure(device: torch.device, dtype: torch.dtype, threads: int, repeats: int
     for call in (ours, plain):  # warm up
         forward(call)
     products()
-    times: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
     shares: list[float] = []
     for _ in range(repeats):
         seen = products()
-        took = {"ours forward": seconds(partial(forward, ours))}
+        times["ours forward"].append(seconds(partial(forward, ours)))
         seen += products()
-        took |= {
-            "plain forward": seconds(partial(forward, plain)),
-            "ours step": seconds(partial(step, ours, False)),
-            "plain step": seconds(partial(step, plain, False)),
-            "checkpointed step": seconds(partial(step, ours, True)),
-        }
-        reached = {name: statistics.median(product[name] for product in seen) for name in shapes}
-        shares.append(flop["ours"] / took["ours forward"] / reached["square"])
-        for table, values in ((times, took), (rates, reached)):
-            for name, value in values.items():
-                table.setdefault(name, []).append(value)
+        times["plain forward"].append(seconds(partial(forward, plain)))
+        for name in shapes:
+            rates[name].append(statistics.median(product[name] for product in seen))
+        shares.append(flop["ours"] / times["ours forward"][-1] / rates["square"][-1])
+    for _ in range(max(1, repeats // 5)):  # long, and nothing is promised of them
+        times["ours step"].append(seconds(partial(step, ours, False)))
+        times["plain step"].append(seconds(partial(step, plain, False)))
+        times["checkpointed step"].append(seconds(partial(step, ours, True)))
     return {
         "clock": "processor time" if seconds.processor_time else "wall clock",
         "gflop_forward": {name: value / 1e9 for name, value in flop.items()},
@@ -324,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds (default: %(default)s)")
     parser.add_argument(
         "--return-memory", action="store_true", help="leave the C library's allocator as it is"
     )

@@ -33,12 +33,31 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=TRAIN_PAIRS, metavar="N", help="pairs to learn from (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=500, metavar="N", help="held-out pairs (default: %(default)s)")
-    parser.add_argument("--fusion", choices=("difference", "none"), default="difference", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order; the data stay the same (default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where the pairs are kept (default: OUT/data)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train",
+        type=int,
+        default=TRAIN_PAIRS,
+        metavar="N",
+        help="pairs to learn from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test", type=int, default=500, metavar="N", help="held-out pairs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fusion", choices=("difference", "none"), default="difference", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of weights and order; the data stay the same (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="where the pairs are kept (default: OUT/data)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="other training settings")
     parser.set_defaults(run=run)
 
@@ -63,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
     _say(f"3/4 caption {args.test} held-out pairs and score them")
     records = read_records(data / "test.jsonl")[: args.test]
     captioner, answers, scores, control = _evaluate(model, records, data)
-    _write_json(args.out / "metrics.json", {"scores": scores.to_dict(), "shuffled_images": control.to_dict(), "train_seconds": seconds})
+    _write_json(
+        args.out / "metrics.json",
+        {"scores": scores.to_dict(), "shuffled_images": control.to_dict(), "train_seconds": seconds},
+    )
     print(scores.table())
     print("\nThe same model with every pair's images replaced by another pair's:")
     print(control.table())
@@ -101,7 +123,9 @@ def _fine_tune(args: argparse.Namespace, data: Path, folder: Path) -> float:
         overrides.append("fusion=null")
     config = TrainConfig.from_yaml(tiny_train_yaml(), overrides)
     stamp = folder / "seconds.json"
-    done = (folder / "train.yaml").is_file() and (folder / "train.yaml").read_text(encoding="utf-8") == config.to_yaml()
+    done = (folder / "train.yaml").is_file() and (folder / "train.yaml").read_text(
+        encoding="utf-8"
+    ) == config.to_yaml()
     if done and stamp.is_file():
         _say("already trained; delete the folder to train again")
         return float(json.loads(stamp.read_text(encoding="utf-8")))

@@ -45,16 +45,23 @@ class BranchCollator:
         length = max(len(row[0]) for row in rows)
         fills = (self.pad_token_id, IGNORE, 0, -1)
         ids, labels, positions, segments = (
-            torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows]) for i, fill in enumerate(fills)
+            torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
+            for i, fill in enumerate(fills)
         )
         mask = branch_mask(segments)
         if self.additive_mask:
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask}
+        shares = [sample.changed_share for sample in samples]
+        if all(share is not None for share in shares):
+            batch["changed_share"] = torch.stack([share for share in shares if share is not None])  # [B, N]
         counts = [len(sample.pixel_values) for sample in samples]
         if any(counts):
             batch["pixel_values"] = torch.nn.utils.rnn.pad_sequence(
-                [s.pixel_values if c else s.pixel_values.new_zeros(1, *_shape(samples)) for s, c in zip(samples, counts, strict=True)],
+                [
+                    s.pixel_values if c else s.pixel_values.new_zeros(1, *_shape(samples))
+                    for s, c in zip(samples, counts, strict=True)
+                ],
                 batch_first=True,
             )
             if len(set(counts)) > 1:

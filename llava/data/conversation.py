@@ -23,7 +23,9 @@ def chat_template(name: str) -> str:
         ConfigError: another name.
     """
     folder = resources.files("llava.data") / "templates"
-    known = sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja"))
+    known = sorted(
+        file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja")
+    )
     if name not in known:
         raise ConfigError(f"unknown chat template {name!r}; known: {', '.join(known)}")
     return (folder / f"{name}.jinja").read_text(encoding="utf-8")
@@ -40,7 +42,9 @@ def text_to_content(text: str) -> list[dict[str, str]]:
     return parts
 
 
-def pair_conversation(question: str = QUESTION, history: Sequence[tuple[str, str]] = (), answer: str | None = None) -> list[Message]:
+def pair_conversation(
+    question: str = QUESTION, history: Sequence[tuple[str, str]] = (), answer: str | None = None
+) -> list[Message]:
     """Messages about one pair: earlier (question, answer) rounds, then `question`, then `answer` if there is one.
 
     The pair stands once, before the first question, as in the release's prompt.
@@ -48,7 +52,9 @@ def pair_conversation(question: str = QUESTION, history: Sequence[tuple[str, str
     messages: list[Message] = []
     for i, (asked, answered) in enumerate([*history, (question, answer)]):
         asked = asked.replace(IMAGE_TOKEN, "< image >")  # a user's words never place an image
-        messages.append({"role": "user", "content": text_to_content((PAIR_INTRODUCTION if i == 0 else "") + asked)})
+        messages.append(
+            {"role": "user", "content": text_to_content((PAIR_INTRODUCTION if i == 0 else "") + asked)}
+        )
         if answered is not None:
             messages.append({"role": "assistant", "content": answered})
     return messages
@@ -82,12 +88,11 @@ def labels_from_spans(
         if turn_start is None:
             raise ConfigError("label rule 'release' needs ChatML's <|im_start|> and <|im_end|>; use 'answer'")
         for i in range(len(ids)):
-            first = inside[i] and not inside[i - 1]
-            if first:  # back over the header to the token that opens the turn
-                j = i - 1
-                while ids[j] != turn_start:
-                    inside[j] = True
-                    j -= 1
+            j = i - 1
+            # from a turn's first word back over its header, to the token that opens the turn
+            while inside[i] and j >= 0 and not inside[j] and ids[j] != turn_start:
+                inside[j] = True
+                j -= 1
         inside = [kept or token in always for kept, token in zip(inside, ids, strict=True)]
     elif rule != "answer":
         raise ConfigError(f"unknown label rule {rule!r}; known: answer, release")

@@ -1,18 +1,21 @@
 """Records to samples: a pair's pixels, its prompt, and the captions that branch off behind it."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava.data.conversation import IGNORE, QUESTION, LabelRule, pair_conversation
-from llava.data.images import load_pair
+from llava.data.images import load_image, load_pair
 from llava.data.record import Record
 from llava.errors import DataError
 from llava.model.processing import ChangeVLMProcessor
@@ -32,9 +35,13 @@ class Sample:
     prompt_labels: list[int]
     answers: list[tuple[list[int], list[int]]]
     """(ids, labels) of each caption: alternatives to one another, not a sequence."""
+    changed_share: Tensor | None = None
+    """[N], how much of each patch of the after image changed, 0..1, where the record has a mask."""
 
 
-def split_answer(ids: Sequence[int], labels: Sequence[int], prompt_length: int) -> tuple[list[int], list[int]]:
+def split_answer(
+    ids: Sequence[int], labels: Sequence[int], prompt_length: int
+) -> tuple[list[int], list[int]]:
     """Ids and labels behind the prompt."""
     return list(ids[prompt_length:]), list(labels[prompt_length:])
 
@@ -49,6 +56,7 @@ class CaptionDataset(Dataset[Sample]):
         captions: "all" gives every caption of a pair as one sample's branches; "random" one, drawn anew each epoch.
         question: what is asked of the pair.
         labels: see `llava.data.conversation.labels_from_spans`.
+        masks: also read the records' change masks, where they have one.
         cache: keep decoded pixels (8 bit) in memory: 2 * 3 * S * S bytes a pair.
         seed: of the drawn captions, together with the epoch and the uid.
 
@@ -65,6 +73,7 @@ class CaptionDataset(Dataset[Sample]):
         captions: CaptionChoice = "all",
         question: str = QUESTION,
         labels: LabelRule = "answer",
+        masks: bool = False,
         cache: bool = False,
         seed: int = 0,
     ) -> None:
@@ -74,6 +83,8 @@ class CaptionDataset(Dataset[Sample]):
         self.records, self.root, self.processor = list(records), Path(root), processor
         self.captions, self.question, self.labels, self.seed = captions, question, labels, seed
         self.epoch = 0
+        self.masks = masks
+        self._shares: dict[int, Tensor] = {}
         self._views: dict[int, list[Image.Image]] | None = {} if cache else None
         prompt = processor.encode(pair_conversation(question, answer=""), labels=labels)
         bare_prompt = processor.tokenizer(processor.prompt(pair_conversation(question)))["input_ids"]
@@ -95,7 +106,9 @@ class CaptionDataset(Dataset[Sample]):
     def answer(self, caption: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one caption behind the prompt; tokenised once."""
         if caption not in self._answers:
-            coded = self.processor.encode(pair_conversation(self.question, answer=caption), labels=self.labels)
+            coded = self.processor.encode(
+                pair_conversation(self.question, answer=caption), labels=self.labels
+            )
             self._answers[caption] = split_answer(coded["input_ids"], coded["labels"], self._bare_length)
         return self._answers[caption]
 
@@ -108,15 +121,36 @@ class CaptionDataset(Dataset[Sample]):
             self._views[index] = self._fitted(index)
         return prepare.normalise(self._views[index])
 
+    def changed_share(self, index: int) -> Tensor | None:
+        """[N] for records with a mask, see `Sample`."""
+        path = self.records[index].mask_path
+        if path is None or not self.masks:
+            return None
+        if index not in self._shares:
+            mask = torch.from_numpy(np.asarray(load_image(self.root / path).convert("L"))) > 0  # [H, W]
+            grid = math.isqrt(self.processor.image_seq_length)
+            self._shares[index] = F.adaptive_avg_pool2d(mask[None].float(), grid).flatten()
+        return self._shares[index]
+
     def _fitted(self, index: int) -> list[Image.Image]:
-        return [self.processor.image_processor.fit(image) for image in load_pair(*self.records[index].paths(self.root))]
+        return [
+            self.processor.image_processor.fit(image)
+            for image in load_pair(*self.records[index].paths(self.root))
+        ]
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         captions: Sequence[str] = record.change_caption
         if self.captions == "random":
             captions = [random.Random(f"{self.seed}/{self.epoch}/{record.uid}").choice(list(captions))]
-        return Sample(record.uid, self.pixels(index), self._prompt, self._prompt_labels, [self.answer(c) for c in captions])
+        return Sample(
+            record.uid,
+            self.pixels(index),
+            self._prompt,
+            self._prompt_labels,
+            [self.answer(c) for c in captions],
+            self.changed_share(index),
+        )
 
 
 def text_sample(uid: str, processor: ChangeVLMProcessor, text: str) -> Sample:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class Record:
     change_caption: tuple[str, ...] = ()
     change_flag: bool | None = None
     """Whether anything changed, where the data says so."""
+    mask_path: str | None = None
+    """Picture of what changed, on the after image's grid: 0 where nothing did; relative to the data root."""
 
     def paths(self, root: Path) -> tuple[Path, Path]:
         """Both files under `root`."""
@@ -29,7 +31,8 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """As written in files: lists, and the flag as 0 / 1."""
         flag = None if self.change_flag is None else int(self.change_flag)
-        return asdict(replace(self)) | {"change_caption": list(self.change_caption), "change_flag": flag}
+        fields = asdict(self) | {"change_caption": list(self.change_caption), "change_flag": flag}
+        return {name: value for name, value in fields.items() if name != "mask_path" or value is not None}
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
@@ -64,6 +67,7 @@ def parse_record(fields: Any, where: str) -> Record:
         img2_path=_text(fields, "img2_path", where),
         change_caption=tuple(captions),
         change_flag=None if flag is None else bool(flag),
+        mask_path=_text(fields, "mask_path", where) if fields.get("mask_path") is not None else None,
     )
 
 
@@ -85,7 +89,9 @@ def _objects(path: Path) -> Iterator[tuple[Any, str]]:
                 place = f"{path}, line {number}"
                 yield json.loads(line), place
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno if text.lstrip().startswith('[') else number}: no JSON: {error.msg}") from error
+        raise DataError(
+            f"{path}, line {error.lineno if text.lstrip().startswith('[') else number}: no JSON: {error.msg}"
+        ) from error
     except RecursionError:
         raise DataError(f"{path}: nested too deeply to be a list of records") from None
 

@@ -18,12 +18,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="tiny", help="name, folder or hub id (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="records: JSON list or JSON Lines")
-    parser.add_argument("--root", type=Path, help="what the records' paths are relative to (default: their folder)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for predictions.jsonl and metrics.json")
+    parser.add_argument(
+        "--root", type=Path, help="what the records' paths are relative to (default: their folder)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for predictions.jsonl and metrics.json"
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
     parser.add_argument("--device", help="default: the first CUDA device, else the CPU")
-    parser.add_argument("--shuffle-images", action="store_true", help="give every pair another pair's images, as a control")
+    parser.add_argument(
+        "--shuffle-images", action="store_true", help="give every pair another pair's images, as a control"
+    )
     args = parser.parse_args(argv)
     from llava.captioner import ChangeCaptioner
     from llava.data.record import read_records
@@ -40,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
     lines = [
-        {"uid": r.uid, "pred": answers[r.uid].text, "change_caption": list(r.change_caption)} | answers[r.uid].to_dict()
+        {"uid": r.uid, "pred": answers[r.uid].text, "change_caption": list(r.change_caption)}
+        | answers[r.uid].to_dict()
         for r in records
     ]
     for name, text in (

@@ -33,7 +33,12 @@ def shuffle_pairs(records: Sequence[Record], seed: int = 0) -> list[Record]:
 
 
 def predict(
-    captioner: "ChangeCaptioner", records: Sequence[Record], root: Path, *, batch_size: int = 16, say: bool = True
+    captioner: "ChangeCaptioner",
+    records: Sequence[Record],
+    root: Path,
+    *,
+    batch_size: int = 16,
+    say: bool = True,
 ) -> dict[str, "Answer"]:
     """An answer for each record, in the records' order, by uid; greedy.
 
@@ -48,11 +53,17 @@ def predict(
         answers |= {record.uid: answer for record, answer in zip(batch, made, strict=True)}
         if say and (time.monotonic() - told > 10 or len(answers) == len(records)):
             told = time.monotonic()
-            print(f"{len(answers)}/{len(records)} pairs, {len(answers) / (told - start):.1f} pairs/s", file=sys.stderr, flush=True)
+            print(
+                f"{len(answers)}/{len(records)} pairs, {len(answers) / (told - start):.1f} pairs/s",
+                file=sys.stderr,
+                flush=True,
+            )
     return answers
 
 
-def score_answers(answers: "dict[str, Answer]", records: Sequence[Record], *, baselines: bool = True) -> "Scores":
+def score_answers(
+    answers: "dict[str, Answer]", records: Sequence[Record], *, baselines: bool = True
+) -> "Scores":
     """The scores of answers against their records' captions; changed as the records say, or as their captions do."""
     from llava.eval.metrics import score
     from llava.tasks.caption import says_change

@@ -20,7 +20,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 
 from llava.data.conversation import IGNORE
 from llava.errors import DataError
@@ -60,7 +64,7 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
 
     config_class = ChangeVLMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["DifferenceBlock"]  # noqa: RUF012 (the tower's and the language model's join it)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -99,7 +103,9 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load ours or any released layout from a folder or hub id (see `llava.model.checkpoint`).
 
         Raises:
@@ -155,7 +161,9 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             pixel_values = pixel_values[:, None]
         batch, most = pixel_values.shape[:2]
         counts = [most] * batch if image_counts is None else image_counts.tolist()
-        sizes = [(0, 0)] * batch if image_sizes is None else [(int(h), int(w)) for h, w in image_sizes.tolist()]
+        sizes = (
+            [(0, 0)] * batch if image_sizes is None else [(int(h), int(w)) for h, w in image_sizes.tolist()]
+        )
         if counts == [most] * batch:
             images = pixel_values.flatten(0, 1)
         else:
@@ -165,7 +173,9 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         last, change = self._fuse(levels, starts)
         features = self.projector(last)  # [M, N, H]
         if any(size != (0, 0) for size in sizes):
-            parts = [self._arrange(views, size) for views, size in zip(features.split(counts), sizes, strict=True)]
+            parts = [
+                self._arrange(views, size) for views, size in zip(features.split(counts), sizes, strict=True)
+            ]
             features = torch.cat(parts)
         return ImageFeatures(
             last_hidden_state=last, pooler_output=features.reshape(-1, features.shape[-1]), change=change
@@ -177,7 +187,9 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         if self.fusion is None or not starts:
             return last, None
         if 2 * len(starts) == len(last):  # nothing but pairs
-            before, after = (torch.stack([x[i::2] for x in levels], dim=1) for i in (0, 1))  # [pairs, L, N, D]
+            before, after = (
+                torch.stack([x[i::2] for x in levels], dim=1) for i in (0, 1)
+            )  # [pairs, L, N, D]
             fused = self.fusion(before, after)
             return torch.stack([fused.before, fused.after], dim=1).flatten(0, 1), fused.change
         rows = torch.tensor(starts, device=last.device)
@@ -221,6 +233,7 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         if pixel_values is None:
             return embeds, None
         images = self.get_image_features(pixel_values, image_counts, image_sizes)
+        assert images.pooler_output is not None
         return splice(embeds, mask, images.pooler_output), images.change
 
     def forward(
@@ -245,10 +258,14 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             if pixel_values is None and _is_prompt(input_ids, past_key_values):
                 held = int(placeholder_mask(input_ids, self.config.image_token_id).sum())
                 if held:
-                    raise DataError(f"the text holds {held} image placeholders, but no pixel_values were given")
+                    raise DataError(
+                        f"the text holds {held} image placeholders, but no pixel_values were given"
+                    )
             inputs_embeds, change = self.embed(input_ids, pixel_values, image_counts, image_sizes)
         elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: inputs_embeds already hold the images (see `embed`)")
+            raise ValueError(
+                "pixel_values need input_ids: inputs_embeds already hold the images (see `embed`)"
+            )
         eager = self.language_model.config._attn_implementation == "eager"
         if eager and isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
             attention_mask = _additive(attention_mask, inputs_embeds.dtype)
@@ -368,7 +385,7 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
@@ -376,26 +393,23 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         pixel_values: Tensor | None = None,
         image_counts: Tensor | None = None,
         image_sizes: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int | Tensor | None = None,
-        is_first_iteration: bool = False,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Images go in with their placeholders, and so once a call."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            logits_to_keep=logits_to_keep,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        ids = inputs.get("input_ids")
+        ids: Tensor | None = inputs.get("input_ids")
         # An assistant model's first pass is not called one; a conversation that goes on may hold its images already.
-        if ids is not None and (is_first_iteration or _is_prompt(ids, past_key_values)):
-            if placeholder_mask(ids, self.config.image_token_id).any():
-                inputs |= {"pixel_values": pixel_values, "image_counts": image_counts, "image_sizes": image_sizes}
+        if ids is None or not (is_first_iteration or _is_prompt(ids, past_key_values)):
+            return inputs
+        if placeholder_mask(ids, self.config.image_token_id).any():
+            inputs |= {"pixel_values": pixel_values, "image_counts": image_counts, "image_sizes": image_sizes}
         return inputs
 
 

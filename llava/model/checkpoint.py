@@ -93,7 +93,9 @@ def _header(path: Path) -> Shapes:
         try:
             entries = json.loads(file.read(length))
         except ValueError as error:
-            raise CheckpointError(f"{path} is no safetensors file: its header is damaged ({error})") from error
+            raise CheckpointError(
+                f"{path} is no safetensors file: its header is damaged ({error})"
+            ) from error
     entries.pop("__metadata__", None)
     end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if end != size:
@@ -173,7 +175,9 @@ def is_dead(name: str, layout: str, config: ChangeVLMConfig) -> bool:
     return bool(deeper or _TOWER_TAIL.match(ours) or (layout == "release" and _DEAD.match(name)))
 
 
-def check_weights(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], *, tied: bool, where: str) -> None:
+def check_weights(
+    shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], *, tied: bool, where: str
+) -> None:
     """Compare renamed weights with what the model has.
 
     Args:
@@ -206,7 +210,8 @@ def check_weights(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Se
 _TEXT_FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
     "max_position_embeddings", "max_window_layers", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "sliding_window", "use_sliding_window", "tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
+    "sliding_window", "use_sliding_window", "tie_word_embeddings", "vocab_size",
+    "bos_token_id", "eos_token_id", "pad_token_id",
     "attention_dropout", "initializer_range", "use_cache", "torch_dtype", "dtype",
 )  # fmt: skip
 
@@ -215,7 +220,10 @@ def _optional_json(source: str | None, filename: str, **hub: Any) -> dict[str, A
     """A JSON file beside a config, if there is one."""
     if not source:
         return None
-    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    options = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
     found = cached_file(source, filename, **options, **hub)
     return json.loads(Path(found).read_text()) if found is not None else None
 
@@ -242,7 +250,10 @@ def _image_token_id(fields: Mapping[str, Any], source: str | None, hub: Mapping[
     """Where `<image>` is, or will be added by our processor: behind the tokenizer's last entry."""
     fast = _optional_json(source, "tokenizer.json", **hub)
     if fast is not None:
-        vocabulary, added = fast["model"]["vocab"], {t["content"]: t["id"] for t in fast.get("added_tokens", [])}
+        vocabulary, added = (
+            fast["model"]["vocab"],
+            {t["content"]: t["id"] for t in fast.get("added_tokens", [])},
+        )
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     else:
         ids = list((_optional_json(source, "vocab.json", **hub) or {}).values())
@@ -274,7 +285,9 @@ def _release_pinpoints(fields: Mapping[str, Any], source: str | None) -> list[li
     if given in (None, "(1x1),...,(6x6)"):
         return None
     if not isinstance(given, list):
-        raise CheckpointError(f"image_grid_pinpoints={given!r} of {source} is neither a list nor '(1x1),...,(6x6)'")
+        raise CheckpointError(
+            f"image_grid_pinpoints={given!r} of {source} is neither a list nor '(1x1),...,(6x6)'"
+        )
     return [[height, width] for width, height in given]
 
 
@@ -291,10 +304,18 @@ def config_from_release(fields: Mapping[str, Any], source: str | None = None, **
     if resampler == "cc_expert":
         args = dict(fields.get("cc_expert_args") or {})
         if args.get("downsample_ratio", 1) != 1:
-            raise CheckpointError(f"cc_expert_args.downsample_ratio={args['downsample_ratio']} of {source}: only 1 was released")
-        fusion = {"kind": "difference", "depth": args.get("per_expert_depth", 2), "mlp_dim": args.get("mlp_dim", 4608)}
+            raise CheckpointError(
+                f"cc_expert_args.downsample_ratio={args['downsample_ratio']} of {source}: only 1 was released"
+            )
+        fusion = {
+            "kind": "difference",
+            "depth": args.get("per_expert_depth", 2),
+            "mlp_dim": args.get("mlp_dim", 4608),
+        }
     elif resampler not in (None, "identity"):
-        raise CheckpointError(f"mm_resampler_type={resampler!r} of {source} is not known; known: cc_expert, none")
+        raise CheckpointError(
+            f"mm_resampler_type={resampler!r} of {source} is not known; known: cc_expert, none"
+        )
     text = {name: fields[name] for name in _TEXT_FIELDS if fields.get(name) is not None}
     return ChangeVLMConfig(
         vision_config=_tower_fields(fields, source, hub),
@@ -379,7 +400,9 @@ for _released in (ReleaseConfig, ReleaseBaselineConfig):
 @functools.cache
 def _say_dropped(where: str, names: tuple[str, ...]) -> None:
     """Once a process and source: which weights of a released file are left out, and why."""
-    logger.warning("%s: left out %d weights that no output depends on: %s", where, len(names), ", ".join(names))
+    logger.warning(
+        "%s: left out %d weights that no output depends on: %s", where, len(names), ", ".join(names)
+    )
 
 
 def _short(names: Iterable[str]) -> tuple[str, ...]:
@@ -402,9 +425,13 @@ def inspect(source: str, config: ChangeVLMConfig | None = None, **hub: Any) -> t
     shapes = read_shapes(checkpoint_files(source, **hub))
     layout = layout_of(shapes)
     config = read_config(source, **hub) if config is None else config
-    renamed = {rename(name, layout): shape for name, shape in shapes.items() if not is_dead(name, layout, config)}
+    renamed = {
+        rename(name, layout): shape for name, shape in shapes.items() if not is_dead(name, layout, config)
+    }
     if layout != "ours":
-        config.text_config.vocab_size = renamed.get("model.language_model.embed_tokens.weight", [config.text_config.vocab_size])[0]
+        config.text_config.vocab_size = renamed.get(
+            "model.language_model.embed_tokens.weight", [config.text_config.vocab_size]
+        )[0]
         config.image_newline = "model.image_newline" in renamed
     with torch.device("meta"):
         model = ChangeVLMForConditionalGeneration(config)
@@ -424,6 +451,9 @@ def prepare_loading(cls: type, source: Any, kwargs: dict[str, Any]) -> dict[str,
     hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
     if kwargs.get("state_dict") is not None or kwargs.get("gguf_file") is not None:
         return kwargs
+    adapter = _optional_json(str(source), "adapter_config.json", **hub)
+    if adapter is not None:  # transformers loads its base first
+        source = adapter["base_model_name_or_path"]
     config = kwargs.get("config")
     config = config if isinstance(config, PreTrainedConfig) else read_config(str(source), **hub)
     if getattr(config, "quantization_config", None) is not None or not isinstance(config, ChangeVLMConfig):
@@ -433,7 +463,11 @@ def prepare_loading(cls: type, source: Any, kwargs: dict[str, Any]) -> dict[str,
         return kwargs
     kwargs = dict(kwargs)
     if not isinstance(kwargs.get("config"), PreTrainedConfig):
-        for name in [n for n in kwargs if n not in HUB_OPTIONS and n not in ("config", "dtype", "torch_dtype") and hasattr(checked, n)]:
+        for name in [
+            n
+            for n in kwargs
+            if n not in HUB_OPTIONS and n not in ("config", "dtype", "torch_dtype") and hasattr(checked, n)
+        ]:
             setattr(checked, name, kwargs.pop(name))
     kwargs["config"] = checked
     mapping = dict(LAYOUTS[layout])
@@ -465,10 +499,16 @@ def release_fields(config: ChangeVLMConfig) -> dict[str, Any]:
             "the release's layout holds a SigLIP tower and a Qwen2 language model, not "
             f"{config.vision_config.model_type} and {config.text_config.model_type}"
         )
-    if config.projector != "mlp2x_gelu" or (config.fusion is not None and config.fusion.get("kind") != "difference"):
-        raise CheckpointError(f"the release's layout has no projector {config.projector!r} with fusion {config.fusion}")
+    if config.projector != "mlp2x_gelu" or (
+        config.fusion is not None and config.fusion.get("kind") != "difference"
+    ):
+        raise CheckpointError(
+            f"the release's layout has no projector {config.projector!r} with fusion {config.fusion}"
+        )
     if config.fusion is not None and config.fusion["head_dim"] != 128:
-        raise CheckpointError(f"the release's fusion has heads of 128 features, this model {config.fusion['head_dim']}")
+        raise CheckpointError(
+            f"the release's fusion has heads of 128 features, this model {config.fusion['head_dim']}"
+        )
     text = config.text_config.to_dict()
     rope = text.pop("rope_parameters", None) or {}
     entries = config.vision_config.num_hidden_layers + 1
@@ -480,8 +520,11 @@ def release_fields(config: ChangeVLMConfig) -> dict[str, Any]:
         "rope_theta": rope.get("rope_theta", text.get("rope_theta", 1e6)),
         "rope_scaling": None,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "image_aspect_ratio": f"anyres_max_{config.max_tiles}" if config.image_aspect == "anyres" else config.image_aspect,
-        "image_grid_pinpoints": config.grid_pinpoints and [[width, height] for height, width in config.grid_pinpoints],
+        "image_aspect_ratio": f"anyres_max_{config.max_tiles}"
+        if config.image_aspect == "anyres"
+        else config.image_aspect,
+        "image_grid_pinpoints": config.grid_pinpoints
+        and [[width, height] for height, width in config.grid_pinpoints],
         "image_token_index": config.image_token_id,
         "mm_patch_merge_type": "spatial_unpad" if config.image_newline else "flat",
         "mm_hidden_size": config.vision_config.hidden_size,
@@ -531,7 +574,9 @@ def export_release(model: Any, folder: str | Path, max_shard_size: int | str = "
         state.pop("lm_head.weight")
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
-    (folder / "vision_config.json").write_text(json.dumps({name: getattr(vision, name) for name in sizes}, indent=1))
+    (folder / "vision_config.json").write_text(
+        json.dumps({name: getattr(vision, name) for name in sizes}, indent=1)
+    )
     model.generation_config.save_pretrained(folder)
     # last, so that a folder with a config.json is a whole one
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True))

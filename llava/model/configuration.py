@@ -74,7 +74,9 @@ def _as_config(value: PreTrainedConfig | dict[str, Any] | None, *, field: str) -
         try:
             value = AutoConfig.for_model(model_type, **fields)
         except ValueError as error:
-            raise ConfigError(f"{field}.model_type={model_type!r} is not known to transformers: {error}") from error
+            raise ConfigError(
+                f"{field}.model_type={model_type!r} is not known to transformers: {error}"
+            ) from error
     part = getattr(value, field, None)  # of a model with both, such as SigLIP or CLIP
     return part if isinstance(part, PreTrainedConfig) else value
 
@@ -159,7 +161,7 @@ class ChangeVLMConfig(PreTrainedConfig):
             tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(token, getattr(self.text_config, token, None))
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**kwargs | {"tie_word_embeddings": tie_word_embeddings})
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ChangeVLMConfig":

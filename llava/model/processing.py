@@ -39,7 +39,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Make `<image>` a special token of `tokenizer` if it is not one yet; returns its id."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    return tokenizer.get_vocab()[IMAGE_TOKEN]
 
 
 class ChangeVLMProcessor(ProcessorMixin):
@@ -70,7 +70,9 @@ class ChangeVLMProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         self.image_token = IMAGE_TOKEN
         self.image_token_id = add_image_token(tokenizer)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or default_template(tokenizer))
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or default_template(tokenizer)
+        )
 
     @classmethod
     def for_config(
@@ -142,7 +144,9 @@ class ChangeVLMProcessor(ProcessorMixin):
             raise ConfigError(f"ChangeVLMProcessor does not take {', '.join(unknown)}")
         texts = [text] if isinstance(text, str) else list(text or [])
         if not texts:
-            raise DataError("ChangeVLMProcessor needs text; images alone go through processor.image_processor")
+            raise DataError(
+                "ChangeVLMProcessor needs text; images alone go through processor.image_processor"
+            )
         rows = [self.tokenizer(t, add_special_tokens=add_special_tokens)["input_ids"] for t in texts]
         pixels: dict[str, torch.Tensor] = {}
         marks = [row.count(self.image_token_id) for row in rows]
@@ -189,7 +193,11 @@ class ChangeVLMProcessor(ProcessorMixin):
                 views.append(self.image_processor.tiles(image))
                 lengths.append([self.image_processor.token_count(size, self.image_seq_length)])
             else:  # LLaVA-OneVision, too, keeps one whole view of each of several images
-                values = self.image_processor.preprocess(group)["pixel_values"] if group else torch.zeros(0, 3, side, side)
+                values = (
+                    self.image_processor.preprocess(group)["pixel_values"]
+                    if group
+                    else torch.zeros(0, 3, side, side)
+                )
                 views.append(values)
                 lengths.append([self.image_seq_length] * len(group))
             sizes.append(size)
@@ -204,13 +212,7 @@ class ChangeVLMProcessor(ProcessorMixin):
 
     def prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Messages to text by the chat template, one `<image>` mark an image."""
-        rendered, _ = render_jinja_template(
-            [list(messages)],
-            chat_template=self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            **self._special_tokens(),
-        )
-        return str(rendered[0])
+        return self._render(messages, add_generation_prompt=add_generation_prompt)[0]
 
     def encode(self, messages: Sequence[Message], *, labels: LabelRule = "answer") -> dict[str, list[int]]:
         """A conversation to training ids and labels; each image is one `<image>` id, to be expanded by `expand`.
@@ -219,27 +221,24 @@ class ChangeVLMProcessor(ProcessorMixin):
             messages: roles and contents, the assistant's turns included.
             labels: which tokens are learned, see `llava.data.conversation.labels_from_spans`.
         """
-        rendered, spans = render_jinja_template(
-            [list(messages)],
-            chat_template=self.chat_template,
-            return_assistant_tokens_mask=True,
-            **self._special_tokens(),
-        )
-        encoded = self.tokenizer(rendered[0], return_offsets_mapping=True)
-        ids = encoded["input_ids"]
+        text, spans = self._render(messages, return_assistant_tokens_mask=True)
+        encoded: Any = self.tokenizer(text, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         start, always = None, ()
         if labels == "release":
             vocabulary = self.tokenizer.get_vocab()
             start = vocabulary.get("<|im_start|>")
             newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
             always = (start, vocabulary.get("<|im_end|>"), *newline)
-        return {
-            "input_ids": ids,
-            "labels": labels_from_spans(ids, encoded["offset_mapping"], spans[0], labels, turn_start=start, always=always),
-        }
+        learned = labels_from_spans(ids, offsets, spans, labels, turn_start=start, always=always)
+        return {"input_ids": ids, "labels": learned}
 
-    def _special_tokens(self) -> dict[str, str]:
-        return {"eos_token": self.tokenizer.eos_token or "", "bos_token": self.tokenizer.bos_token or ""}
+    def _render(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[tuple[int, int]]]:
+        """Messages to text, and if asked for the (start, end) of the assistant's words in it."""
+        marks = {"eos_token": self.tokenizer.eos_token or "", "bos_token": self.tokenizer.bos_token or ""}
+        options |= {"chat_template": self.chat_template, **marks}
+        rendered: Any = render_jinja_template([list(messages)], **options)
+        return rendered[0][0], rendered[1][0] if rendered[1] else []
 
     @property
     def model_input_names(self) -> list[str]:
@@ -256,7 +255,9 @@ def _per_text(images: Any, marks: list[int]) -> list[list[Any]]:
     if images and isinstance(images[0], (list, tuple)):
         counts = [len(group) for group in images]
         if counts != marks:
-            raise DataError(f"images per text: {counts} given, {marks} {IMAGE_TOKEN} marks; every image needs its mark")
+            raise DataError(
+                f"images per text: {counts} given, {marks} {IMAGE_TOKEN} marks; every image needs its mark"
+            )
         return [list(group) for group in images]
     if len(images) != sum(marks):
         raise DataError(f"the text has {sum(marks)} {IMAGE_TOKEN} marks, but {len(images)} images were given")
@@ -270,5 +271,7 @@ def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 if not getattr(AutoImageProcessor, "is_dummy", False):  # it is one in transformers 5.17 without torchvision
-    AutoImageProcessor.register(ChangeVLMConfig, slow_image_processor_class=ChangeImageProcessor, exist_ok=True)
+    AutoImageProcessor.register(
+        ChangeVLMConfig, slow_image_processor_class=ChangeImageProcessor, exist_ok=True
+    )
 AutoProcessor.register(ChangeVLMConfig, ChangeVLMProcessor, exist_ok=True)

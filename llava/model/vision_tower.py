@@ -8,12 +8,15 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from llava.errors import ConfigError, DataError
+from llava.errors import DataError
 
 # What comes after the last layer in the encoders of transformers. None of it is used here.
 _TAIL = ("post_layernorm", "layernorm", "norm", "head", "pooler")
 # EVA encoders, which AutoModel knows only as parts of larger models.
-_ENCODERS = {"instructblip_vision_model": "InstructBlipVisionModel", "blip_2_vision_model": "Blip2VisionModel"}
+_ENCODERS = {
+    "instructblip_vision_model": "InstructBlipVisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
+}
 
 
 def _patchify(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -27,7 +30,9 @@ def _patchify(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": sizes}
 
 
-_INPUTS: dict[str, Callable[[Tensor, PreTrainedConfig], dict[str, Tensor]]] = {"siglip2_vision_model": _patchify}
+_INPUTS: dict[str, Callable[[Tensor, PreTrainedConfig], dict[str, Tensor]]] = {
+    "siglip2_vision_model": _patchify
+}
 
 
 @contextmanager
@@ -36,7 +41,9 @@ def _truncated(config: PreTrainedConfig, layers: int) -> Iterator[None]:
 
     Not a copy: transformers tells by identity which part of a model a sub-config belongs to.
     """
-    fields = {"num_hidden_layers": layers} | ({"vision_use_head": False} if hasattr(config, "vision_use_head") else {})
+    fields = {"num_hidden_layers": layers} | (
+        {"vision_use_head": False} if hasattr(config, "vision_use_head") else {}
+    )
     held = {name: getattr(config, name) for name in fields}
     try:
         for name, value in fields.items():
@@ -92,11 +99,13 @@ class VisionTower(nn.Module):
         """
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise DataError(
-                f"images of {tuple(pixel_values.shape[-2:])} pixels for a tower of {self.image_size} x {self.image_size}; "
-                "use this model's own processor"
+                f"images of {tuple(pixel_values.shape[-2:])} pixels for a tower of {self.image_size} x "
+                f"{self.image_size}; use this model's own processor"
             )
         config = self.encoder.config
-        inputs = _INPUTS.get(config.model_type, lambda pixels, _: {"pixel_values": pixels})(pixel_values, config)
+        inputs = _INPUTS.get(config.model_type, lambda pixels, _: {"pixel_values": pixels})(
+            pixel_values, config
+        )
         # Gradient checkpointing marks the embedding's output as needing a gradient, which a frozen tower would pass on.
         learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):

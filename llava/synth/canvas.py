@@ -66,7 +66,7 @@ def canvas(size: int) -> Canvas:
     cell = np.clip((2 * reach + 1) * UNITS // (2 * size) // CELL + PAD, 0, CELLS + 2 * PAD - 1).astype(np.int32)
     tile = 2 * side
     textures = tuple(_hills(Dice(7, k), tile, max(size * knot // UNITS, 1)) for k, knot in enumerate((61, 23, 7)))
-    rough = (_hills(Dice(7, 8), tile, max(size * 4 // UNITS, 1)) - 128) // 12
+    rough = (_hills(Dice(7, 8), tile, max(size * 4 // UNITS, 1)) - 128) // 14
     rough += (_hills(Dice(7, 9), tile, max(size * 2 // UNITS, 1)) - 128) // 11
     canopies = {(sx, sy): _canopy(size, sx, sy) for sx in (-1, 1) for sy in (-1, 1)}
     return Canvas(size, margin, side, at, cell, textures, rough[:, :, None].astype(np.int16), canopies)

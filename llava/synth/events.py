@@ -71,7 +71,7 @@ def _old_roads(site: Ground, percent: int) -> None:
     turn = turns[0] + 8 if turns else site.turn + dice.pick((0, 8))
     kind = dice.weighted([("line", 60), ("cross", 20), ("arc", 20)])
     if kind == "arc" and not site.roads:
-        site.add("road", _arc(dice))
+        site.add("road", arc(dice))
         return
     half = dice.between(96, 136)
     line = Line(dice.between(40, 216), dice.between(40, 216), turn % TURNS, half)
@@ -80,7 +80,7 @@ def _old_roads(site: Ground, percent: int) -> None:
         site.add("road", Line(dice.between(50, 206), dice.between(50, 206), (turn + 8) % TURNS, half))
 
 
-def _arc(dice: Dice) -> Arc:
+def arc(dice: Dice) -> Arc:
     """A bend that shows in the scene: its middle line passes near the scene's centre."""
     c, s = direction(dice.below(TURNS))
     radius = dice.between(120, 190)
@@ -96,7 +96,7 @@ def _road_event(site: Ground, action: Action) -> Change:
     way = dice.weighted([("level", 34), ("upright", 34), ("slant", 18), ("arc", 14)])
     manner, shape = "", None
     if way == "arc":
-        shape, place, manner = _arc(dice), "", "curved"
+        shape, place, manner = arc(dice), "", "curved"
     elif way == "slant":
         rising = dice.chance(50)
         shape = Line(128 + dice.between(-24, 24), 128 + dice.between(-24, 24), 28 if rising else 4, half)
@@ -225,7 +225,7 @@ def _houses(site: Ground, block: Block, count: int, presence: Presence, style: i
         x, y = block.point(u, v)
         small = 0 if count > 1 else 2
         hu, hv = dice.between(15, 17) + small, dice.between(12, 14) + small
-        ids.append(site.add("house", Block(x, y, block.turn, hu, hv), presence, style).id)
+        ids.append(site.add_house(Block(x, y, block.turn, hu, hv), presence, style).id)
     return ids
 
 

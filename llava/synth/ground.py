@@ -42,11 +42,26 @@ class Ground:
         thing = Thing(len(self.things), name, presence, shape, style, seed)
         self.things.append(thing)
         self.taken |= coarse(shape, 1)
-        if isinstance(shape, Line | Arc):
+        if name == "road" and isinstance(shape, Line | Arc):
             self.roads.append(shape)
             if presence == "both":
                 self.old_roads.append(shape)
         return thing
+
+    def add_house(
+        self, block: Block, presence: Presence = "both", style: int | None = None, gap: int = 0
+    ) -> Thing:
+        """A house on its plot; with a `gap` in units between its front (+v) and a road, there is a drive."""
+        x, y = block.point(0, gap // 2 - 1)
+        self._decorate("yard", Block(x, y, block.turn, block.hu + 3, block.hv + 2 + gap // 2), presence)
+        if gap:
+            x, y = block.point(block.hu // 2, block.hv + gap // 2)
+            self._decorate("drive", Block(x, y, block.turn, 3, gap // 2 + 1), presence)
+        return self.add("house", block, presence, style)
+
+    def _decorate(self, name: str, block: Block, presence: Presence) -> None:
+        """Put down a part of the ground, which takes no room."""
+        self.things.append(Thing(len(self.things), name, presence, block, 0, self.dice.below(1 << 30)))
 
     def own(self, block: Block) -> None:
         """Keep `block` free of everything but an event."""
@@ -106,7 +121,7 @@ class Ground:
         trees = self.things[patch].shape
         assert isinstance(trees, Patch)
         for thing in self.things:
-            if thing.name == "trees":
+            if thing.name in ("trees", "yard", "drive", "trail"):
                 continue
             if isinstance(thing.shape, Block | Blob):
                 block = thing.shape.block if isinstance(thing.shape, Blob) else thing.shape

@@ -12,7 +12,7 @@ from llava.synth.shapes import FINE, Arc, Blob, Block, Line, box, cover, directi
 
 # Shapes: h, w pixels of a patch. Codes are uint16, 0 where nothing is drawn.
 
-HEIGHTS = {"house": 6, "building": 9}
+HEIGHTS = {"house": 6, "building": 9, "tree": 3}
 """How far shadows fall, in units."""
 
 
@@ -109,6 +109,15 @@ def _yard(thing: Thing, spot: Spot) -> np.ndarray:
 def _drive(thing: Thing, spot: Spot) -> np.ndarray:
     """A paved way from the road to a house."""
     return np.where(spot.inside(), np.uint16(code("drive", 118)), np.uint16(0))
+
+
+def _tree(thing: Thing, spot: Spot) -> np.ndarray:
+    """One crown with an uneven edge, bright where it faces the sun."""
+    u, v, radius = spot.u, spot.v, spot.hu
+    square = u * u + v * v + (u * v * (thing.seed % 5 - 2) >> 2)
+    light = 112 + thing.seed % 24 + (u * spot.sun[0] + v * spot.sun[1]) * 34 // (radius * 724)
+    leaf = MATERIAL["leaf_warm" if thing.seed & 64 else "leaf"] << 8
+    return np.where(square <= radius * radius, np.clip(light, 40, 200) | leaf, 0).astype(np.uint16)
 
 
 def _pond(thing: Thing, shape: Blob, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -237,6 +246,7 @@ def _playground(thing: Thing, spot: Spot) -> np.ndarray:
 
 
 _DRAWN: dict[str, Callable[[Thing, Spot], np.ndarray]] = {
+    "tree": _tree,
     "yard": _yard,
     "drive": _drive,
     "house": _house,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from llava.synth.dice import Dice
-from llava.synth.events import plan_events
+from llava.synth.events import arc, plan_events
 from llava.synth.ground import Ground
 from llava.synth.scene import Presence, Scene, Thing
-from llava.synth.shapes import CELLS, Arc, Block, Blob, Line, Patch, coarse, dilate
+from llava.synth.shapes import CELL, CELLS, Arc, Block, Blob, Line, Patch, coarse, dilate
 
 THEMES = {
     "residential": ([("grass", 60), ("bareland", 30), ("desert", 10)], 85),
@@ -80,7 +80,7 @@ def _houses_loose(site: Ground, count: int) -> None:
     for _ in range(count):
         block = site.free_block(site.dice.between(15, 17), site.dice.between(12, 14), tries=3, inside=True)
         if block:
-            site.add("house", block)
+            site.add_house(block)
 
 
 def _houses_along(site: Ground, road: Line | Arc, percent: int) -> None:
@@ -99,14 +99,18 @@ def _houses_along(site: Ground, road: Line | Arc, percent: int) -> None:
             x, y = Block(road.cx, road.cy, road.turn, 0, 0).point(k * step + start, side * away)
             block = Block(x, y, road.turn + (16 if side > 0 else 0), hu, hv)
             if 4 < x < 252 and 4 < y < 252 and site.fits(block, 4):
-                _homestead(site, block, (road.half >> 4) + 1, away)
+                site.add_house(block, gap=9)
 
 
-def _homestead(site: Ground, block: Block, road_half: int, away: int) -> None:
-    """A house by a road, on its plot, with its drive; the road lies `away` from the house's middle."""
-    site.add("house", block)
-    towards = 1 if block.turn >= 16 else -1
-    del towards
+def _trails(site: Ground) -> None:
+    """Tracks worn into the ground, too faint and narrow to pass for roads."""
+    dice = site.dice
+    for _ in range(dice.weighted([(0, 50), (1, 35), (2, 15)])):
+        half = dice.between(18, 26)
+        if dice.chance(50):
+            site.add("trail", Line(dice.between(40, 216), dice.between(40, 216), dice.below(32), half))
+        else:
+            site.add("trail", replace(arc(dice), half=half))
 
 
 def _with_woods(site: Ground) -> list[Thing]:
@@ -114,7 +118,7 @@ def _with_woods(site: Ground) -> list[Thing]:
     dice = site.dice
     hard = np.zeros((CELLS, CELLS), dtype=bool)
     for thing in site.things:
-        if thing.name != "trees":
+        if thing.name not in ("trees", "trail"):
             hard |= coarse(thing.shape)
     hard = dilate(hard, 2)
     mine = np.zeros((CELLS, CELLS), dtype=bool)  # ground that an event owns
@@ -140,11 +144,17 @@ def _with_woods(site: Ground) -> list[Thing]:
         clump = coarse(block) & (site.relief(6) > 84) & free
         if clump.sum() > 40:
             things.append(Thing(next_id, "trees", "both", Patch(clump)))
-    sparse = np.zeros((CELLS, CELLS), dtype=bool)
-    for _ in range(0 if site.theme == "desert" else dice.between(0, 14)):
-        row, column = dice.below(CELLS - 2), dice.below(CELLS - 2)
-        sparse[row : row + 3, column : column + 2] = True
-    sparse &= free
-    if sparse.any():
-        things.append(Thing(next_id + 1, "tree", "both", Patch(sparse)))
+    if site.theme != "desert":
+        things += _single_trees(dice, free, things[-1].id + 1)
     return things
+
+
+def _single_trees(dice: Dice, free: np.ndarray, next_id: int) -> list[Thing]:
+    """Trees that stand alone on free cells; part of the class map, but no things of their own."""
+    trees = []
+    for _ in range(dice.between(0, 18)):
+        x, y, radius = dice.between(2, 253), dice.between(2, 253), dice.between(4, 7)
+        if free[y // CELL, x // CELL]:
+            shape = Block(x, y, 0, radius, radius)
+            trees.append(Thing(next_id + len(trees), "tree", "both", shape, 0, dice.below(1 << 30)))
+    return trees

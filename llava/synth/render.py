@@ -128,7 +128,7 @@ def _ground(scene: Scene, canvas: Canvas) -> np.ndarray:
 
     broad, middle, fine = (window(k + 2, texture) for k, texture in enumerate(canvas.textures))
     plain, rough = GROUNDS[scene.ground]
-    shade = 128 + ((broad * 4 + middle * 2 + fine * 2 - 1024) >> 5)
+    shade = 128 + ((broad * 5 + middle + fine * 2 - 1024) >> 5)
     patches = broad * 2 + middle + (fine >> 1) > 500 + (looks[6] & 63)
     base = np.where(patches, np.int16(MATERIAL[rough]), np.int16(MATERIAL[plain]))
     return ((base << 8) | shade).astype(np.uint16)
@@ -148,31 +148,25 @@ def _date(
     codes = ground.copy()
     shadow = np.zeros(codes.shape, dtype=bool)
     things = sorted((thing for thing in scene.things if thing.at(date)), key=lambda thing: ORDER.index(thing.name))
+    roads = [stamps[thing.id] for thing in things if thing.name == "road" and thing.id in stamps]
     for thing in things:
         if thing.id in trees:
-            mask = trees[thing.id]
             assert woods is not None
-            reach = max(canvas.pixels(look.shadow * 3 // 8), 1)
-            _cast(shadow, mask, 0, 0, scene.sun, reach)
-            np.copyto(codes, woods.codes, where=mask)
+            mask = trees[thing.id]
+            _cast(shadow, mask, 0, 0, scene.sun, max(canvas.pixels(look.shadow * 3 // 8), 1))
             shadow &= ~mask
-    roads: list[Stamp] = []
-    last_road = next((thing for thing in reversed(things) if thing.name == "road"), None)
-    for thing in things:
-        stamp = stamps.get(thing.id)
-        if stamp is None:
-            continue
-        height, width = stamp.mask.shape
-        window = (slice(stamp.y, stamp.y + height), slice(stamp.x, stamp.x + width))
-        if thing.name in HEIGHTS:
-            fall = canvas.pixels(HEIGHTS[thing.name] * look.shadow // 8)
-            for reach in (fall // 2, fall):
-                _cast(shadow, stamp.mask, stamp.y, stamp.x, scene.sun, reach)
-            shadow[window] &= ~stamp.mask
-        np.copyto(codes[window], stamp.codes, where=stamp.mask)
-        if thing.name == "road":
-            roads.append(stamp)
-            if len(roads) > 1 and thing is last_road:  # no kerbs or lines across a junction
+            np.copyto(codes, woods.codes, where=mask)
+        elif thing.id in stamps:
+            stamp = stamps[thing.id]
+            height, width = stamp.mask.shape
+            window = (slice(stamp.y, stamp.y + height), slice(stamp.x, stamp.x + width))
+            if thing.name in HEIGHTS:
+                fall = canvas.pixels(HEIGHTS[thing.name] * look.shadow // 8)
+                for reach in (fall // 2, fall):
+                    _cast(shadow, stamp.mask, stamp.y, stamp.x, scene.sun, reach)
+                shadow[window] &= ~stamp.mask
+            np.copyto(codes[window], stamp.codes, where=stamp.mask)
+            if len(roads) > 1 and stamp is roads[-1]:  # no kerbs or lines across a junction
                 for road in roads:
                     np.copyto(codes, road.codes, where=surface(road.codes))
     return codes, shadow

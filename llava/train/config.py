@@ -46,6 +46,9 @@ class TrainConfig:
     captions: Literal["all", "random"] = "all"
     """All captions of a pair in one pass, or one drawn anew each epoch."""
     labels: Literal["answer", "release"] = "answer"
+    mask_weight: float = 0.0
+    """Weight of a second loss for records with a `mask_path`: a linear head, thrown away after training, foretells
+    from the language model's middle layer, at the after image's tokens, which patches changed. 0: captions alone."""
     learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
     """Parts that learn; the others are frozen."""
     learning_rate: float = 1e-5
@@ -93,7 +96,12 @@ class TrainConfig:
         missing = [n for n in ("model", "data", "output_dir") if fields.get(n) is None]
         if missing:
             raise ConfigError(f"{where}: missing fields {missing}")
-        kinds: dict[str, Callable[[Any], Any]] = {"data": Path, "root": Path, "output_dir": Path, "learn": tuple}
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "data": Path,
+            "root": Path,
+            "output_dir": Path,
+            "learn": tuple,
+        }
         kinds |= {name: f.type for name, f in known.items() if f.type in (int, float)}  # type: ignore[misc]
         kinds["part_learning_rate"] = lambda rates: {part: float(rate) for part, rate in rates.items()}
         values = dict(fields)
@@ -123,5 +131,8 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """As read by `from_yaml`."""
-        values = {n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for n, v in vars(self).items()}
+        values = {
+            n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for n, v in vars(self).items()
+        }
         return yaml.safe_dump(values, sort_keys=False)

@@ -32,7 +32,7 @@ from llava.model.splice import placeholder_mask, splice
 from llava.synth import CLASSES, World
 from llava.train.tokenizer import train_tokenizer
 
-IMAGE_SIZE, PATCH = 192, 16
+IMAGE_SIZE, PATCH = 192, 24
 VOCABULARY = 1600
 DESCRIBE = "<image>\nWhat is in this image?"
 TINY_FUSION: dict[str, Any] = {"kind": "difference", "depth": 1, "head_dim": 32, "mlp_dim": 256}
@@ -40,7 +40,7 @@ TINY_LAYERS = [2, 4]
 
 
 def tiny_config(tokenizer: Any, *, fusion: dict[str, Any] | None) -> ChangeVLMConfig:
-    """About 1.6 million parameters, 0.4 more with fusion; 144 tokens an image."""
+    """About 1.6 million parameters, 0.4 more with fusion; 64 tokens an image."""
     return ChangeVLMConfig(
         vision_config={
             "model_type": "siglip_vision_model",
@@ -67,6 +67,7 @@ def tiny_config(tokenizer: Any, *, fusion: dict[str, Any] | None) -> ChangeVLMCo
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_layers=TINY_LAYERS,
+        initializer_range=0.06,  # 0.02 * sqrt(1152 / 128): the same gain as at the real width
         fusion=fusion,
         image_token_id=add_image_token(tokenizer),
     )
@@ -84,7 +85,12 @@ class View:
 def _patch_shares(classes: np.ndarray) -> np.ndarray:
     """Class ids [H, W] to the share of each class under each patch [N, classes], as uint8 of 255."""
     grid, cell = IMAGE_SIZE // PATCH, classes.shape[0] // (IMAGE_SIZE // PATCH)
-    cut = classes[: grid * cell, : grid * cell].reshape(grid, cell, grid, cell).transpose(0, 2, 1, 3).reshape(grid**2, -1)
+    cut = (
+        classes[: grid * cell, : grid * cell]
+        .reshape(grid, cell, grid, cell)
+        .transpose(0, 2, 1, 3)
+        .reshape(grid**2, -1)
+    )
     shares = [(cut == index).mean(axis=1) for index in range(len(CLASSES))]
     return (np.stack(shares, axis=1) * 255).round().astype(np.uint8)
 
@@ -92,10 +98,15 @@ def _patch_shares(classes: np.ndarray) -> np.ndarray:
 def _views(task: tuple[int, int, int]) -> list[View]:
     seed, start, stop = task
     views = []
-    for pair in World(seed=seed, split="train", size=240).pairs(start, stop):  # 240 px: patches of 20 px
-        dates = (pair.before, pair.classes_before, pair.describe("before")), (pair.after, pair.classes_after, pair.describe("after"))
+    for pair in World(seed=seed, split="train", size=240).pairs(start, stop):  # 240 px: patches of 30 px
+        dates = (
+            (pair.before, pair.classes_before, pair.describe("before")),
+            (pair.after, pair.classes_after, pair.describe("after")),
+        )
         for pixels, classes, captions in dates:
-            small = np.asarray(Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+            small = np.asarray(
+                Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+            )
             views.append(View(small.transpose(2, 0, 1), _patch_shares(classes), list(captions)))
     return views
 
@@ -115,7 +126,11 @@ def read_texts(path: Path | None) -> list[str]:
     """Captions of a JSON Lines file (plain or gzip) with a `captions` list a line; none without a file."""
     if path is None:
         return []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as lines
+    ):
         rows = [json.loads(line) for line in lines]
     return [caption for row in rows if row.get("split", "train") == "train" for caption in row["captions"]]
 
@@ -123,7 +138,9 @@ def read_texts(path: Path | None) -> list[str]:
 class BaseTrainer:
     """Pretrains tower, projector and language model on single images and text."""
 
-    def __init__(self, views: Sequence[View], texts: Sequence[str], processor: ChangeVLMProcessor, seed: int) -> None:
+    def __init__(
+        self, views: Sequence[View], texts: Sequence[str], processor: ChangeVLMProcessor, seed: int
+    ) -> None:
         torch.manual_seed(seed)
         self.views, self.texts, self.processor = views, texts, processor
         self.random = random.Random(seed)
@@ -155,7 +172,9 @@ class BaseTrainer:
         """Sum of the losses of one batch, and each of them; every second image is also described in words."""
         views = [self.views[i] for i in batch]
         told = views[: len(views) // 2]
-        pixels = torch.from_numpy(np.stack([v.pixels for v in views])).float().div_(127.5).sub_(1)  # [B, 3, S, S]
+        pixels = (
+            torch.from_numpy(np.stack([v.pixels for v in views])).float().div_(127.5).sub_(1)
+        )  # [B, 3, S, S]
         model = self.model.model
         states = model.vision_tower(pixels)[-1]  # [B, N, D]
         shares = torch.from_numpy(np.stack([v.patches for v in views])).float() / 255  # [B, N, classes]
@@ -185,7 +204,10 @@ class BaseTrainer:
 
     def _words(self, batch: dict[str, Tensor], embeds: Tensor) -> Tensor:
         out = self.model.model(
-            inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=batch["position_ids"], use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
         )
         target = F.pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
         kept = target != IGNORE  # logits where labels are, nowhere else
@@ -195,7 +217,9 @@ class BaseTrainer:
         """AdamW with warm-up and cosine decay; a line of losses every `log_every` steps."""
         parameters = [*self.model.parameters(), *self.patch_head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, learning_rate, total_steps=steps, pct_start=0.05
+        )
         batches, start = self.samples(batch_size), time.monotonic()
         mean: dict[str, float] = {}
         self.model.train()
@@ -209,14 +233,19 @@ class BaseTrainer:
             mean = {name: 0.95 * mean.get(name, value) + 0.05 * value for name, value in losses.items()}
             if step % log_every == 0 or step == steps:
                 told = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
-                print(f"step {step}/{steps}  {told}  {step * batch_size / (time.monotonic() - start):.1f} images/s", flush=True)
+                print(
+                    f"step {step}/{steps}  {told}  {step * batch_size / (time.monotonic() - start):.1f} images/s",
+                    flush=True,
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain the tiny base and save it with its processor."""
     parser = argparse.ArgumentParser(prog="python -m llava.train.tiny", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the base")
-    parser.add_argument("--texts", type=Path, help="captions for wording, JSON Lines with a 'captions' list, may be .gz")
+    parser.add_argument(
+        "--texts", type=Path, help="captions for wording, JSON Lines with a 'captions' list, may be .gz"
+    )
     parser.add_argument("--images", type=int, default=24000, help="single images (default %(default)s)")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -244,7 +273,13 @@ def _sentences() -> Iterator[tuple[str, ...]]:
     """Change captions of the synthetic world, for the tokenizer's words only."""
     from llava.data.conversation import PAIR_INTRODUCTION, QUESTION
 
-    yield (PAIR_INTRODUCTION + QUESTION, DESCRIBE, "system\nYou are a helpful assistant.", "user\n", "assistant\n")
+    yield (
+        PAIR_INTRODUCTION + QUESTION,
+        DESCRIBE,
+        "system\nYou are a helpful assistant.",
+        "user\n",
+        "assistant\n",
+    )
     for pair in World(seed=2000, split="train", size=64).pairs(0, 1000):
         yield pair.captions
 

@@ -5,20 +5,23 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from llava.data.collate import BranchCollator
 from llava.data.dataset import CaptionDataset
 from llava.data.record import read_records
-from llava.errors import MissingDependencyError
+from llava.errors import ConfigError, MissingDependencyError
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.processing import ChangeVLMProcessor
 from llava.train.config import TrainConfig, part_of
 
 
-def with_fusion(model: ChangeVLMForConditionalGeneration, fusion: dict[str, Any] | None) -> ChangeVLMForConditionalGeneration:
+def with_fusion(
+    model: ChangeVLMForConditionalGeneration, fusion: dict[str, Any] | None
+) -> ChangeVLMForConditionalGeneration:
     """The same weights with another fusion, freshly initialised (draws from torch's global generator), or with none."""
     fields = copy.deepcopy(model.config).to_dict()
     config = ChangeVLMConfig.from_dict({**fields, "fusion": fusion})
@@ -39,11 +42,36 @@ def set_learning(model: nn.Module, learn: Any) -> None:
 
 
 class ChangeTrainer(Trainer):
-    """The Trainer with one learning rate a part."""
+    """The Trainer with one learning rate a part, and the loss on change masks where a run asks for it."""
 
     def __init__(self, *args: Any, run: TrainConfig, **kwargs: Any) -> None:
         self.run = run
         super().__init__(*args, **kwargs)
+        self.mask_head: nn.Linear | None = None
+        if run.mask_weight > 0:
+            if self.args.world_size > 1:
+                raise ConfigError(
+                    "mask_weight is for one process: its head is not synchronised between several"
+                )
+            assert isinstance(self.model, ChangeVLMForConditionalGeneration)
+            self.mask_head = nn.Linear(self.model.config.text_config.hidden_size, 1).to(self.args.device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The model's own loss, and the masks' on top of it."""
+        shares = inputs.pop("changed_share", None)  # [B, N]
+        if self.mask_head is None or shares is None:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss, outputs = super().compute_loss(model, {**inputs, "output_hidden_states": True}, True, **kwargs)
+        middle = outputs.hidden_states[len(outputs.hidden_states) // 2]  # [B, T, H]
+        images = middle[
+            inputs["input_ids"] == self.model.config.image_token_id
+        ]  # [B 2 N, H], before then after
+        after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
+        masks = F.binary_cross_entropy_with_logits(self.mask_head(after)[..., 0].float(), shares)
+        loss = loss + self.run.mask_weight * masks / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Parameters grouped by part and by whether they decay (vectors do not)."""
@@ -54,6 +82,8 @@ class ChangeTrainer(Trainer):
                 if parameter.requires_grad:
                     rate = self.run.part_learning_rate.get(part_of(name), self.run.learning_rate)
                     groups[rate, self.run.weight_decay if parameter.dim() > 1 else 0.0].append(parameter)
+            if self.mask_head is not None:
+                groups[self.run.learning_rate, 0.0] += self.mask_head.parameters()
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             rows = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
             self.optimizer = kind(rows, **options)
@@ -115,6 +145,7 @@ def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
         processor,
         captions=run.captions,
         labels=run.labels,
+        masks=run.mask_weight > 0,
         cache=run.cache_images,
         seed=run.seed,
     )
@@ -123,7 +154,9 @@ def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
         arguments,
         run=run,
         train_dataset=dataset,
-        data_collator=BranchCollator(processor.tokenizer.pad_token_id, model.config._attn_implementation == "eager"),
+        data_collator=BranchCollator(
+            processor.tokenizer.pad_token_id, model.config._attn_implementation == "eager"
+        ),
         processing_class=processor,
     )
     run.output_dir.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,9 @@ def sample(model: ChangeVLMForConditionalGeneration, seed: int, answers: Sequenc
     return Sample(f"s{seed}", pixels, prompt, [IGNORE] * len(prompt), [(ids, ids) for ids in told])
 
 
-def loss_and_gradients(model: ChangeVLMForConditionalGeneration, batches: list[dict[str, Tensor]], words: int):
+def loss_and_gradients(
+    model: ChangeVLMForConditionalGeneration, batches: list[dict[str, Tensor]], words: int
+):
     """Summed over batches, divided by the number of learned words in all of them."""
     model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
@@ -64,7 +66,9 @@ def test_branches_equal_separate_samples(attention: str, checkpointing: bool):
     assert together[1].keys() == apart[1].keys()
     largest = max(g.abs().max() for g in apart[1].values())
     for name, gradient in apart[1].items():
-        torch.testing.assert_close(together[1][name], gradient, rtol=1e-4, atol=1e-7 * float(largest), msg=name)
+        torch.testing.assert_close(
+            together[1][name], gradient, rtol=1e-4, atol=1e-7 * float(largest), msg=name
+        )
 
 
 def test_the_mask_lets_a_branch_see_the_prefix_and_itself_only():

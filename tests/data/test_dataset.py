@@ -19,7 +19,9 @@ def records(tmp_path: Path) -> list[Record]:
         random_image(2 * i).save(tmp_path / f"{i}a.png")
         random_image(2 * i + 1).save(tmp_path / f"{i}b.png")
         captions = (f"house {i} is built", "the scene is the same", "a road")
-        made.append(Record(uid=f"r{i}", img1_path=f"{i}a.png", img2_path=f"{i}b.png", change_caption=captions))
+        made.append(
+            Record(uid=f"r{i}", img1_path=f"{i}a.png", img2_path=f"{i}b.png", change_caption=captions)
+        )
     return made
 
 
@@ -44,7 +46,9 @@ def test_pixels_are_the_processors_with_and_without_cache(records: list[Record],
         torch.testing.assert_close(pixels, expected)
 
 
-def test_random_captions_change_with_the_epoch_and_repeat_with_the_seed(records: list[Record], tmp_path: Path):
+def test_random_captions_change_with_the_epoch_and_repeat_with_the_seed(
+    records: list[Record], tmp_path: Path
+):
     _, processor = tiny_model()
 
     def drawn(seed: int) -> list[list[int]]:

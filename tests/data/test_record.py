@@ -19,7 +19,9 @@ def test_a_list_and_json_lines_read_the_same(tmp_path: Path, form: str):
     text = json.dumps(rows) if form == "list" else "\n\n".join(map(json.dumps, rows)) + "\n"
     (tmp_path / "r.json").write_text(text)
     first, second = read_records(tmp_path / "r.json")
-    assert first == Record(uid="a", img1_path="A/a.png", img2_path="B/a.png", change_caption=("x",), change_flag=True)
+    assert first == Record(
+        uid="a", img1_path="A/a.png", img2_path="B/a.png", change_caption=("x",), change_flag=True
+    )
     assert (second.change_caption, second.change_flag) == (("one string",), None)
     assert first.paths(tmp_path) == (tmp_path / "A/a.png", tmp_path / "B/a.png")
     assert parse_record(first.to_dict(), "here") == first
@@ -47,7 +49,12 @@ def test_a_fault_names_file_line_and_field(tmp_path: Path, line: str, message: s
 def test_missing_empty_and_binary_files_are_refused(tmp_path: Path):
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("none", "does not exist"), ("empty", "no records"), ("binary", "UTF-8"), (".", "cannot be read")):
+    for name, message in (
+        ("none", "does not exist"),
+        ("empty", "no records"),
+        ("binary", "UTF-8"),
+        (".", "cannot be read"),
+    ):
         with pytest.raises(DataError, match=message):
             read_records(tmp_path / name)
 

@@ -75,7 +75,9 @@ def refine(weights: Weights, a: Tensor, b: Tensor, heads: int) -> tuple[Tensor, 
         name = layer + "cross_attn_change_to_imageABC"
         keys = torch.cat([a + p + f_a, b + p + f_b, q + p + f_c])
         q = layer_norm(
-            weights, layer + "norm2", q + attention(weights, name, q + p + f_c, keys, torch.cat([a, b, q]), heads)
+            weights,
+            layer + "norm2",
+            q + attention(weights, name, q + p + f_c, keys, torch.cat([a, b, q]), heads),
         )
         mlp = linear(weights, layer + "mlp.lin2", gelu(linear(weights, layer + "mlp.lin1", q)))
         q = layer_norm(weights, layer + "norm3", q + mlp)
@@ -89,7 +91,9 @@ def refine(weights: Weights, a: Tensor, b: Tensor, heads: int) -> tuple[Tensor, 
     return a, b, q
 
 
-def fuse(weights: Weights, before: Tensor, after: Tensor, head_dim: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+def fuse(
+    weights: Weights, before: Tensor, after: Tensor, head_dim: int = 128
+) -> tuple[Tensor, Tensor, Tensor]:
     """before, after [L, N, D] of one pair to A_out, B_out and the fused Q, each [N, D]."""
     weights = {name: value.double() for name, value in weights.items()}
     before, after = before.double(), after.double()

@@ -51,7 +51,10 @@ def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
 def names(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Every weight of the published layout and its shape."""
     d, h = sizes.dim, sizes.hidden
-    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (sizes.vocab, h), "model.norm.weight": (h,)}
+    out: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (sizes.vocab, h),
+        "model.norm.weight": (h,),
+    }
     if not sizes.tied:
         out["lm_head.weight"] = (sizes.vocab, h)
     kv = h // sizes.heads * sizes.kv_heads
@@ -95,10 +98,15 @@ def _fusion_names(sizes: Sizes) -> dict[str, tuple[int, ...]]:
             out |= _norm(f"{layer}norm{norm}", d)
         out |= _linear(layer + "mlp.lin1", d, mlp) | _linear(layer + "mlp.lin2", mlp, d)
         out |= {f"{layer}{x}_flag_embed.weight": (1, d) for x in ("image_a", "image_b", "change")}
-    out |= _linear(reduce + "feature_map_level_gate.0", 3 * d, d) | _linear(reduce + "feature_map_level_gate.2", d, 1)
+    out |= _linear(reduce + "feature_map_level_gate.0", 3 * d, d) | _linear(
+        reduce + "feature_map_level_gate.2", d, 1
+    )
     if sizes.dead:
         out |= _linear(reduce + "change_for_key_proj", d, d) | _linear(reduce + "cross_attn.out_proj", d, d)
-        out |= {reduce + "cross_attn.in_proj_weight": (3 * d, d), reduce + "cross_attn.in_proj_bias": (3 * d,)}
+        out |= {
+            reduce + "cross_attn.in_proj_weight": (3 * d, d),
+            reduce + "cross_attn.in_proj_bias": (3 * d,),
+        }
         out |= _linear("model.mm_cc_projector.0", d, sizes.hidden)
         out |= _linear("model.mm_cc_projector.2", sizes.hidden, sizes.hidden)
     return out
@@ -109,7 +117,13 @@ def is_dead(name: str, sizes: Sizes) -> bool:
     entries = sizes.tower_layers + 1
     layers = [sizes.layers] if isinstance(sizes.layers, int) else list(sizes.layers)
     deepest = max(layer % entries for layer in layers)
-    parts = ("norm4", "change_for_key_proj", "ChangeAwareTokenReduce.cross_attn", "mm_cc_projector", "post_layernorm")
+    parts = (
+        "norm4",
+        "change_for_key_proj",
+        "ChangeAwareTokenReduce.cross_attn",
+        "mm_cc_projector",
+        "post_layernorm",
+    )
     behind = [f"{TOWER}encoder.layers.{i}." for i in range(deepest, sizes.tower_layers)]
     return any(part in name for part in parts) or name.startswith(tuple(behind))
 
@@ -153,7 +167,11 @@ def random_weights(sizes: Sizes) -> dict[str, Tensor]:
 
 
 def write_release(
-    folder: Path, sizes: Sizes, weights: dict[str, Tensor] | None = None, shards: int = 1, pickled: bool = False
+    folder: Path,
+    sizes: Sizes,
+    weights: dict[str, Tensor] | None = None,
+    shards: int = 1,
+    pickled: bool = False,
 ) -> dict[str, Tensor]:
     """Write a checkpoint as the published code does; returns its weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +188,10 @@ def write_release(
     (folder / "vision_config.json").write_text(json.dumps(vision))
     stem, ending = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
     parts = [dict(list(weights.items())[i::shards]) for i in range(shards)]
-    files = [f"{stem}.{ending}" if shards == 1 else f"{stem}-{i + 1:05}-of-{shards:05}.{ending}" for i in range(shards)]
+    files = [
+        f"{stem}.{ending}" if shards == 1 else f"{stem}-{i + 1:05}-of-{shards:05}.{ending}"
+        for i in range(shards)
+    ]
     for file, part in zip(files, parts, strict=True):
         if pickled:
             torch.save(part, folder / file)

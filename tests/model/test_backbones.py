@@ -29,7 +29,9 @@ def layer_outputs(encoder: nn.Module, inputs: dict[str, torch.Tensor]) -> list[t
     handles = [stack[0].register_forward_pre_hook(lambda _, args: states.append(args[0]))]
     for layer in stack:
         handles.append(
-            layer.register_forward_hook(lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out))
+            layer.register_forward_hook(
+                lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)
+            )
         )
     encoder(**inputs)
     for handle in handles:
@@ -49,7 +51,9 @@ def test_features_are_the_untruncated_encoders_hidden_states(vision):
     for layers in ([0, 1, 3], [2], [4]):  # 4: the last layer's output, which no norm may touch
         tower = VisionTower(config, layers).eval()
         own = tower.encoder.state_dict()
-        tower.encoder.load_state_dict({name: value for name, value in whole.state_dict().items() if name in own})
+        tower.encoder.load_state_dict(
+            {name: value for name, value in whole.state_dict().items() if name in own}
+        )
         assert not {name for name in own if name not in whole.state_dict()}
         with torch.no_grad():
             features = tower(pixels)
@@ -69,7 +73,10 @@ def test_layers_behind_the_deepest_one_asked_for_are_not_built():
 def test_train_generate_save_and_load(vision, text, tmp_path: Path):
     model, processor = tiny_model(vision=vision, text=text)
     inputs = pair_inputs(processor, [0, 1])
-    loss = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, -100)).loss
+    loss = model(
+        **inputs,
+        labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, -100),
+    ).loss
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []  # no dead weight
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -98,7 +105,9 @@ def test_siglip2s_image_size_follows_from_its_number_of_patches():
 
 
 def test_a_whole_models_config_gives_its_vision_part():
-    whole = transformers.SiglipConfig(vision_config={"image_size": 28, "patch_size": 7, "num_hidden_layers": 3})
+    whole = transformers.SiglipConfig(
+        vision_config={"image_size": 28, "patch_size": 7, "num_hidden_layers": 3}
+    )
     assert ChangeVLMConfig(vision_config=whole).vision_config.model_type == "siglip_vision_model"
     assert ChangeVLMConfig(vision_config=whole.to_dict()).vision_layers == [2]
 

@@ -17,7 +17,7 @@ from llava.model.change_vlm import ChangeVLMForConditionalGeneration, ChangeVLMM
 from llava.model.checkpoint import export_release, inspect, rename
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.processing import ChangeVLMProcessor
-from tests.model.layouts import FUSION, TOWER, Sizes, is_dead, random_weights, write_release
+from tests.model.layouts import FUSION, Sizes, is_dead, random_weights, write_release
 from tests.tiny import pair_inputs, tiny_model, tiny_tokenizer
 
 SIZES = {
@@ -25,11 +25,15 @@ SIZES = {
     "four levels, one block": Sizes(tower_layers=11, layers=(-11, -8, -5, -2), depth=1, fusion_mlp=8, seed=1),
     "one level, three blocks, tied": Sizes(layers=(-1,), depth=3, tied=True, seed=2),
     "wide, patch 2, newline": Sizes(dim=256, patch=2, grid=4, newline=True, heads=2, kv_heads=1, seed=3),
-    "no dead weights, odd sizes": Sizes(dead=False, hidden=36, heads=3, kv_heads=3, text_layers=3, vocab=91, seed=4),
+    "no dead weights, odd sizes": Sizes(
+        dead=False, hidden=36, heads=3, kv_heads=3, text_layers=3, vocab=91, seed=4
+    ),
     "the release's MLP": Sizes(fusion_mlp=None, tower_layers=3, seed=5),
     "bfloat16": Sizes(dtype=torch.bfloat16, seed=6),
     "baseline": Sizes(fusion=False, layers=-2, dim=40, seed=7),
-    "baseline, last layer": Sizes(fusion=False, layers=-1, dim=12, tower_heads=2, tied=True, newline=True, seed=8),
+    "baseline, last layer": Sizes(
+        fusion=False, layers=-1, dim=12, tower_heads=2, tied=True, newline=True, seed=8
+    ),
 }
 
 
@@ -56,9 +60,14 @@ def test_release_to_ours_and_back(sizes, tmp_path: Path):
     kept = {name: value for name, value in weights.items() if not is_dead(name, sizes)}
     state = model.state_dict()
     if sizes.tied:
-        assert state.pop("lm_head.weight").data_ptr() == state["model.language_model.embed_tokens.weight"].data_ptr()
+        assert (
+            state.pop("lm_head.weight").data_ptr()
+            == state["model.language_model.embed_tokens.weight"].data_ptr()
+        )
     assert set(state) == {rename(name, "release") for name in kept}
-    assert [name for name, value in kept.items() if not torch.equal(state[rename(name, "release")], value)] == []
+    assert [
+        name for name, value in kept.items() if not torch.equal(state[rename(name, "release")], value)
+    ] == []
 
     model.save_pretrained(tmp_path / "ours")
     held = load_file(tmp_path / "ours" / "model.safetensors")
@@ -88,8 +97,14 @@ def test_the_config_says_what_the_release_says(tmp_path):
     assert isinstance(config, ChangeVLMConfig)
     assert config.vision_layers == [1, 4, 7, 10]
     assert config.fusion == {"kind": "difference", "depth": 1, "head_dim": 128, "mlp_dim": 8}
-    assert (config.grid, config.text_config.vocab_size, config.text_config.rope_parameters["rope_theta"]) == (3, 70, 1e6)
-    config, rest = AutoConfig.from_pretrained(tmp_path, return_unused_kwargs=True, image_token_id=3, colour="red")
+    assert (config.grid, config.text_config.vocab_size, config.text_config.rope_parameters["rope_theta"]) == (
+        3,
+        70,
+        1e6,
+    )
+    config, rest = AutoConfig.from_pretrained(
+        tmp_path, return_unused_kwargs=True, image_token_id=3, colour="red"
+    )
     assert (config.image_token_id, rest["colour"]) == (3, "red")
 
 
@@ -115,7 +130,10 @@ def test_auto_classes_read_a_release_folder(sizes, tmp_path):
     assert model.generate(**pair_inputs(processor, [0]), max_new_tokens=2).shape[0] == 1
     headless = AutoModel.from_pretrained(tmp_path)
     assert type(headless) is ChangeVLMModel
-    assert all(torch.equal(a, b) for a, b in zip(headless.state_dict().values(), model.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(headless.state_dict().values(), model.model.state_dict().values(), strict=True)
+    )
 
 
 def test_a_slow_tokenizers_files_also_say_where_the_image_token_goes(tmp_path):
@@ -184,7 +202,9 @@ def test_all_faults_are_named_at_once(tmp_path):
 def test_a_missing_weight_is_an_error_in_every_layout(layout, name, tmp_path):
     weights = write_release(tmp_path / "release", Sizes())
     if layout == "ours":
-        ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "release").save_pretrained(tmp_path / "ours")
+        ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "release").save_pretrained(
+            tmp_path / "ours"
+        )
         weights = load_file(tmp_path / "ours" / "model.safetensors")
     part = name.removeprefix("model.")
     lost = next(key for key in weights if part in key)
@@ -200,7 +220,14 @@ def test_dead_weights_are_dropped_and_said_once(tmp_path, caplog):
     ChangeVLMForConditionalGeneration.from_pretrained(tmp_path)
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 1
-    for name in ("norm4", "change_for_key_proj", "cross_attn", "mm_cc_projector", "post_layernorm", "encoder.layers.4"):
+    for name in (
+        "norm4",
+        "change_for_key_proj",
+        "cross_attn",
+        "mm_cc_projector",
+        "post_layernorm",
+        "encoder.layers.4",
+    ):
         assert name in said[0]
 
 
@@ -245,7 +272,10 @@ class Trap:
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_pickle_that_runs_code_is_refused(write, tmp_path):
     write_release(tmp_path, Sizes(), pickled=True)
-    write({"model.norm.weight": torch.zeros(24), "trap": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
+    write(
+        {"model.norm.weight": torch.zeros(24), "trap": Trap(tmp_path / "sprung")},
+        tmp_path / "pytorch_model.bin",
+    )
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin was refused"):
         ChangeVLMForConditionalGeneration.from_pretrained(tmp_path)
     assert not (tmp_path / "sprung").exists()
@@ -279,10 +309,14 @@ def test_the_tower_may_be_a_folder_that_the_config_names(tmp_path):
     write_release(tmp_path / "release", Sizes())
     (tmp_path / "tower").mkdir()
     vision = json.loads((tmp_path / "release" / "vision_config.json").read_text())
-    (tmp_path / "tower" / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
+    (tmp_path / "tower" / "config.json").write_text(
+        json.dumps({"model_type": "siglip", "vision_config": vision})
+    )
     (tmp_path / "release" / "vision_config.json").unlink()
     held = json.loads((tmp_path / "release" / "config.json").read_text())
-    (tmp_path / "release" / "config.json").write_text(json.dumps(held | {"mm_vision_tower": str(tmp_path / "tower")}))
+    (tmp_path / "release" / "config.json").write_text(
+        json.dumps(held | {"mm_vision_tower": str(tmp_path / "tower")})
+    )
     assert ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "release").config.grid == 3
 
 
@@ -293,7 +327,11 @@ def test_inspect_needs_no_weights_in_memory(tmp_path):
 
 
 def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
-    for overrides, message in ((dict(text="llama"), "llama"), (dict(vision="clip"), "clip"), ({}, "heads of 128")):
+    for overrides, message in (
+        ({"text": "llama"}, "llama"),
+        ({"vision": "clip"}, "clip"),
+        ({}, "heads of 128"),
+    ):
         model, _ = tiny_model(**overrides)
         with pytest.raises(CheckpointError, match=message):
             export_release(model, tmp_path / "out")

@@ -93,7 +93,11 @@ def test_embeddings_in_place_of_ids(made):
     assert torch.equal(out, answers(made, [0, 1]))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 2}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}],
+    ids=str,
+)
 def test_the_tower_runs_once_a_call(made, options):
     model, _ = made
     calls = []
@@ -110,15 +114,21 @@ def test_a_conversation_goes_on_from_its_cache(made):
     more = processor.tokenizer(" and where?", return_tensors="pt")["input_ids"]
     ids = torch.cat([first.sequences, more], dim=1)
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW}
-    cached = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values, **options)
-    whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"], **options)
+    cached = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values, **options
+    )
+    whole = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"], **options
+    )
     assert torch.equal(cached, whole)
 
 
 def test_streaming(made, capsys):
     model, processor = made
     inputs = pair_inputs(processor, [0])
-    out = model.generate(**inputs, max_new_tokens=NEW, streamer=TextStreamer(processor.tokenizer, skip_prompt=True))
+    out = model.generate(
+        **inputs, max_new_tokens=NEW, streamer=TextStreamer(processor.tokenizer, skip_prompt=True)
+    )
     assert processor.decode(out[0, inputs["input_ids"].shape[1] :]) in capsys.readouterr().out
 
 
@@ -139,7 +149,10 @@ def test_placeholders_without_images_are_an_error(made):
     with pytest.raises(DataError, match="32 image placeholders, but no pixel_values"):
         model.generate(**inputs, max_new_tokens=1)
     with pytest.raises(DataError, match="16 image placeholders, the images give 32"):
-        model(input_ids=torch.full((1, 16), model.config.image_token_id), pixel_values=torch.zeros(1, 2, 3, 28, 28))
+        model(
+            input_ids=torch.full((1, 16), model.config.image_token_id),
+            pixel_values=torch.zeros(1, 2, 3, 28, 28),
+        )
 
 
 def test_pipeline_on_a_saved_folder(made, tmp_path):
@@ -152,6 +165,11 @@ def test_pipeline_on_a_saved_folder(made, tmp_path):
     for part in messages[0]["content"]:
         if part["type"] == "image":
             part["image"] = next(pair)
-    said = pipe(text=messages, max_new_tokens=NEW, return_full_text=False, generate_kwargs={"min_new_tokens": NEW, "do_sample": False})
+    said = pipe(
+        text=messages,
+        max_new_tokens=NEW,
+        return_full_text=False,
+        generate_kwargs={"min_new_tokens": NEW, "do_sample": False},
+    )
     expected = processor.decode(answers(made, [0])[0], skip_special_tokens=True)
     assert said[0]["generated_text"] == expected

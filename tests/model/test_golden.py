@@ -22,8 +22,12 @@ models = pytest.mark.parametrize(
     "folder",
     [
         LOCAL / "baseline",
-        pytest.param(FULL / "baseline", marks=pytest.mark.skipif(not FULL.is_dir(), reason="the large set is absent")),
-        pytest.param(FULL / "ccexpert", marks=pytest.mark.skipif(not FULL.is_dir(), reason="the large set is absent")),
+        pytest.param(
+            FULL / "baseline", marks=pytest.mark.skipif(not FULL.is_dir(), reason="the large set is absent")
+        ),
+        pytest.param(
+            FULL / "ccexpert", marks=pytest.mark.skipif(not FULL.is_dir(), reason="the large set is absent")
+        ),
     ],
     ids=lambda folder: f"{folder.parent.parent.name}-{folder.name}",
 )
@@ -42,7 +46,9 @@ def expand(ids: Tensor, labels: Tensor | None, model: ChangeVLMForConditionalGen
     for i, row in enumerate(ids):
         counts = torch.where(row == -200, config.image_seq_length, 1)
         filled = row.masked_fill(row == -200, config.image_token_id).repeat_interleave(counts)
-        target = None if labels is None else labels[i].masked_fill(row == -200, -100).repeat_interleave(counts)
+        target = (
+            None if labels is None else labels[i].masked_fill(row == -200, -100).repeat_interleave(counts)
+        )
         rows.append((filled, target))
     inputs = {"input_ids": torch.stack([row[0] for row in rows])}
     return inputs if labels is None else inputs | {"labels": torch.stack([row[1] for row in rows])}
@@ -54,7 +60,9 @@ def load():
 
     def loaded(folder: Path) -> ChangeVLMForConditionalGeneration:
         if folder not in held:
-            held[folder] = ChangeVLMForConditionalGeneration.from_pretrained(folder / "checkpoint", dtype=torch.float32)
+            held[folder] = ChangeVLMForConditionalGeneration.from_pretrained(
+                folder / "checkpoint", dtype=torch.float32
+            )
         return held[folder]
 
     return loaded
@@ -90,7 +98,8 @@ def test_features_loss_logits_and_gradients(folder, load):
     wrong = {
         name: (norm, norms[name])
         for name, norm in ours.items()
-        if abs(norm - norms[name]) > GRADIENT * norms[name] and not (name.endswith("k_proj.bias") and norm < 1e-5)
+        if abs(norm - norms[name]) > GRADIENT * norms[name]
+        and not (name.endswith("k_proj.bias") and norm < 1e-5)
     }
     assert wrong == {}
 
@@ -132,7 +141,9 @@ def test_fusion_and_projector_of_the_published_code():
     pair = load_file(LOCAL / "ccexpert" / "pair.safetensors")
     fusion, projector = DifferenceFusion(dim=128, grid=7, mlp_dim=128), Projector("mlp2x_gelu", 128, 128)
     for module, prefix in ((fusion, "model.fusion."), (projector, "model.projector.")):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
     with torch.no_grad():
         fused = fusion(pair["levels"][:1], pair["levels"][1:])
         features = projector(torch.cat([fused.before, fused.after]))
@@ -160,14 +171,20 @@ def test_fusion_alone():
     for x, level in zip("AB", levels, strict=True):
         for i in range(4):
             assert_near(level.grad[:, i], expected[f"grad.{x}.{i}"], GRADIENT)
-    gradients = {to_release("model.fusion." + n).removeprefix("model.vision_resampler."): p.grad for n, p in fusion.named_parameters()}
+    gradients = {
+        to_release("model.fusion." + n).removeprefix("model.vision_resampler."): p.grad
+        for n, p in fusion.named_parameters()
+    }
     compared = [name for name in expected if name.startswith("grad.param.")]
     assert compared
     for name in compared:
         assert_near(gradients[name.removeprefix("grad.param.")], expected[name], GRADIENT)
 
 
-@pytest.mark.parametrize(("dim", "head_dim", "levels", "grid", "depth", "mlp_dim"), [(16, 8, 2, 3, 2, 24), (8, 8, 1, 2, 1, 5), (24, 4, 3, 2, 3, 7)])
+@pytest.mark.parametrize(
+    ("dim", "head_dim", "levels", "grid", "depth", "mlp_dim"),
+    [(16, 8, 2, 3, 2, 24), (8, 8, 1, 2, 1, 5), (24, 4, 3, 2, 3, 7)],
+)
 def test_fusion_is_the_papers_equations(dim, head_dim, levels, grid, depth, mlp_dim):
     torch.manual_seed(0)
     fusion = DifferenceFusion(dim, grid, depth, head_dim, mlp_dim).double()
@@ -181,11 +198,15 @@ def test_fusion_is_the_papers_equations(dim, head_dim, levels, grid, depth, mlp_
     before, after = (torch.randn(2, levels, grid**2, dim, dtype=torch.float64) for _ in range(2))
     fused = fusion(before, after)
     coefficients = torch.randn(3, 2, grid**2, dim, dtype=torch.float64)
-    expected = torch.stack([torch.stack(fuse(weights, a, b, head_dim)) for a, b in zip(before, after, strict=True)], 1)
+    expected = torch.stack(
+        [torch.stack(fuse(weights, a, b, head_dim)) for a, b in zip(before, after, strict=True)], 1
+    )
     # the position code is kept in float32
     assert_near(torch.stack([fused.before, fused.after, fused.change]).detach(), expected.detach(), 1e-6)
 
-    actual = torch.autograd.grad((torch.stack([fused.before, fused.after, fused.change]) * coefficients).sum(), fusion.parameters())
+    actual = torch.autograd.grad(
+        (torch.stack([fused.before, fused.after, fused.change]) * coefficients).sum(), fusion.parameters()
+    )
     wanted = torch.autograd.grad((expected * coefficients).sum(), fusion.parameters())
     for (name, _), a, b in zip(fusion.named_parameters(), actual, wanted, strict=True):
         scale = max(b.abs().max(), torch.tensor(1e-3))
@@ -194,6 +215,10 @@ def test_fusion_is_the_papers_equations(dim, head_dim, levels, grid, depth, mlp_
 
 def test_every_name_of_the_release_goes_there_and_back():
     names = json.loads((LOCAL / "baseline" / "grad_norms.json").read_text())
-    names = [*names, *load_file(LOCAL / "ccexpert" / "fusion_and_projector.safetensors"), "model.image_newline"]
+    names = [
+        *names,
+        *load_file(LOCAL / "ccexpert" / "fusion_and_projector.safetensors"),
+        "model.image_newline",
+    ]
     assert [name for name in names if to_release(rename(name, "release")) != name] == []
     assert set(LAYOUTS) == {"release", "hub", "ours"}

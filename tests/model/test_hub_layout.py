@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.checkpoint import inspect
@@ -73,7 +75,9 @@ def test_all_weights_arrive_and_are_saved_under_our_names(folder, theirs, tmp_pa
     state = ours.state_dict()
     kept = {name: value for name, value in theirs.state_dict().items() if "post_layernorm" not in name}
     assert len(state) == len(kept)
-    assert sorted(v.double().sum().item() for v in state.values()) == sorted(v.double().sum().item() for v in kept.values())
+    assert sorted(v.double().sum().item() for v in state.values()) == sorted(
+        v.double().sum().item() for v in kept.values()
+    )
     ours.save_pretrained(tmp_path / "ours")
     assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(state)
 
@@ -105,15 +109,23 @@ def test_single_images_in_views_give_the_same_logits(sizes, folder, theirs):
     logits = ours(**inputs).logits
 
     reference = LlavaOnevisionImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )([[image] for image in images], return_tensors="pt")
     given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    expected = theirs(**given, pixel_values=reference["pixel_values"], image_sizes=reference["image_sizes"]).logits
+    expected = theirs(
+        **given, pixel_values=reference["pixel_values"], image_sizes=reference["image_sizes"]
+    ).logits
     seen = inputs["attention_mask"].bool()
     # the tiles of transformers are resized in two roundings of their own: pixels differ by a level here and there
     torch.testing.assert_close(logits[seen], expected[seen], rtol=0.02, atol=0.02)
 
-    views = [view[: len(ours_view)] for view, ours_view in zip(reference["pixel_values"], inputs["pixel_values"], strict=True)]
+    views = [
+        view[: len(ours_view)]
+        for view, ours_view in zip(reference["pixel_values"], inputs["pixel_values"], strict=True)
+    ]
     same = ours(**(dict(inputs) | {"pixel_values": torch.stack(views)})).logits
     torch.testing.assert_close(same[seen], expected[seen], rtol=1e-5, atol=1e-5)
 

@@ -36,20 +36,32 @@ FLEX = pytest.param({"text_config": "flex_attention"}, marks=pytest.mark.slow)  
 
 @pytest.mark.parametrize(
     "attention",
-    [FLEX, "eager", "sdpa", {"": "sdpa", "vision_config": "eager"}, {"vision_config": "sdpa", "text_config": "eager"}],
+    [
+        FLEX,
+        "eager",
+        "sdpa",
+        {"": "sdpa", "vision_config": "eager"},
+        {"vision_config": "sdpa", "text_config": "eager"},
+    ],
     ids=str,
 )
 def test_attention_kinds_agree(attention, made, folder):
     model, processor = made
     loaded = ChangeVLMForConditionalGeneration.from_pretrained(folder, attn_implementation=attention)
     language, tower = loaded.model.language_model.config, loaded.model.vision_tower.encoder.config
-    kinds = attention if isinstance(attention, dict) else dict.fromkeys(("text_config", "vision_config"), attention)
+    kinds = (
+        attention
+        if isinstance(attention, dict)
+        else dict.fromkeys(("text_config", "vision_config"), attention)
+    )
     assert language._attn_implementation == kinds.get("text_config", "sdpa")
     assert tower._attn_implementation == kinds.get("vision_config", "sdpa")
     inputs = pair_inputs(processor, [0, 1])
     seen = inputs["attention_mask"].bool()
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits[seen], model(**inputs).logits[seen], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            loaded(**inputs).logits[seen], model(**inputs).logits[seen], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_attention_can_be_changed_later(made):
@@ -101,7 +113,10 @@ def test_initial_weights_follow_the_rules():
     """Truncated normal 0.02, zero bias, unit norms for fusion and projector; a new fusion on a pretrained model too."""
     torch.manual_seed(0)
     model = ChangeVLMForConditionalGeneration(tiny_model()[0].config)
-    for name, parameter in (*model.model.fusion.named_parameters(), *model.model.projector.named_parameters()):
+    for name, parameter in (
+        *model.model.fusion.named_parameters(),
+        *model.model.projector.named_parameters(),
+    ):
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
         elif name.endswith("bias"):
@@ -119,11 +134,19 @@ def test_sharded_saving(size, made, tmp_path):
     model, processor = made
     model.save_pretrained(tmp_path, max_shard_size=size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (size == "20KB")
-    assert torch.equal(logits(ChangeVLMForConditionalGeneration.from_pretrained(tmp_path), processor), logits(*made))
+    assert torch.equal(
+        logits(ChangeVLMForConditionalGeneration.from_pretrained(tmp_path), processor), logits(*made)
+    )
 
 
 def test_what_a_saved_folder_holds(folder):
-    for name in ("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json"):
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+    ):
         assert (folder / name).is_file(), name
     assert not list(folder.glob("*.bin"))
 
@@ -156,7 +179,9 @@ def test_fields_can_be_overridden_while_loading(folder):
 
 def test_weights_in_memory_are_not_looked_for_on_disk(made):
     model, processor = made
-    again = ChangeVLMForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    again = ChangeVLMForConditionalGeneration.from_pretrained(
+        None, config=model.config, state_dict=model.state_dict()
+    )
     assert torch.equal(logits(again, processor), logits(*made))
 
 

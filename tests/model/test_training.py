@@ -1,4 +1,4 @@
-"""Under transformers' Trainer, unchanged: best checkpoint, resuming, accumulation, checkpointing, frozen parts, LoRA."""
+"""Under transformers' Trainer: best checkpoint, resuming, accumulation, checkpointing, frozen parts, LoRA."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,13 +148,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(vision):
     batch = collate(Pairs(model, 2).rows)
     plain = gradients(model, batch)
     calls: list[str] = []
-    watched = {"fusion": model.model.fusion.blocks[0].attend_change, "text": model.model.language_model.layers[0].self_attn}
+    watched = {
+        "fusion": model.model.fusion.blocks[0].attend_change,
+        "text": model.model.language_model.layers[0].self_attn,
+    }
     for name, module in watched.items():
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
     again = gradients(model, batch)
-    assert {name: calls.count(name) for name in watched} == {"fusion": 2, "text": 2}  # forward, and once more backward
+    assert {name: calls.count(name) for name in watched} == {
+        "fusion": 2,
+        "text": 2,
+    }  # forward, and once more backward
     assert set(again) == set(plain)
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-7, msg=name)
@@ -170,7 +176,9 @@ def test_frozen_parts_cost_no_gradient():
     model.model.vision_tower.register_forward_hook(lambda _, __, out: seen.append(out[-1].requires_grad))
     found = gradients(model, collate(Pairs(model, 2).rows))
     assert seen == [False]
-    assert set(found) == {n for n, _ in model.named_parameters() if n.startswith(("model.fusion.", "model.projector."))}
+    assert set(found) == {
+        n for n, _ in model.named_parameters() if n.startswith(("model.fusion.", "model.projector."))
+    }
     assert all(value.abs().max() > 0 for name, value in found.items() if not name.endswith("k_proj.bias"))
 
 
@@ -179,7 +187,9 @@ def test_no_cache_is_built_when_there_are_labels(monkeypatch):
     assert model.config.text_config.use_cache
     built: list[Cache] = []
     original = Cache.__init__
-    monkeypatch.setattr(Cache, "__init__", lambda self, *a, **k: (built.append(self), original(self, *a, **k))[1])
+    monkeypatch.setattr(
+        Cache, "__init__", lambda self, *a, **k: (built.append(self), original(self, *a, **k))[1]
+    )
     batch = collate(Pairs(model, 2).rows)
     out = model(**batch)
     assert (built, out.past_key_values) == ([], None)
@@ -198,7 +208,10 @@ def test_the_loss_is_that_of_all_logits():
     expected = torch.nn.functional.cross_entropy(shifted, batch["labels"][:, 1:].flatten())
     torch.testing.assert_close(evaluated.loss, expected)
     torch.testing.assert_close(trained.loss, expected)
-    torch.testing.assert_close(model(**batch, num_items_in_batch=torch.tensor(7)).loss * 7, expected * (batch["labels"] != -100).sum())
+    torch.testing.assert_close(
+        model(**batch, num_items_in_batch=torch.tensor(7)).loss * 7,
+        expected * (batch["labels"] != -100).sum(),
+    )
     few = model(**batch, logits_to_keep=2)
     assert few.logits.shape[1] == 2
     torch.testing.assert_close(few.loss, expected)
@@ -219,12 +232,20 @@ def test_a_shared_prefix_equals_separate_sequences():
         model.set_attn_implementation(attention)
         with torch.no_grad():
             packed = model(
-                input_ids=ids[None], pixel_values=pixels, attention_mask=mask[None, None], position_ids=position[None], use_cache=False
+                input_ids=ids[None],
+                pixel_values=pixels,
+                attention_mask=mask[None, None],
+                position_ids=position[None],
+                use_cache=False,
             ).logits[0]
             start = length
             for branch in branches:
-                alone = model(input_ids=torch.cat([prefix, branch])[None], pixel_values=pixels).logits[0, length:]
-                torch.testing.assert_close(packed[start : start + len(branch)], alone, rtol=1e-4, atol=1e-4, msg=attention)
+                alone = model(input_ids=torch.cat([prefix, branch])[None], pixel_values=pixels).logits[
+                    0, length:
+                ]
+                torch.testing.assert_close(
+                    packed[start : start + len(branch)], alone, rtol=1e-4, atol=1e-4, msg=attention
+                )
                 start += len(branch)
 
 
@@ -233,7 +254,11 @@ def test_lora_with_fusion_and_projector(save, tmp_path):
     peft = pytest.importorskip("peft")
     base, processor = tiny_model(seed=4)
     base.save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)", modules_to_save=["fusion", "projector"])
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)",
+        modules_to_save=["fusion", "projector"],
+    )
     model = peft.get_peft_model(base, config).train()
     untouched = {n: p.clone() for n, p in base.named_parameters() if not p.requires_grad}
     trainer = trainer_for(model, tmp_path / "run", save_strategy="no")
@@ -258,6 +283,23 @@ def test_lora_with_fusion_and_projector(save, tmp_path):
         tolerance = 1e-4
     with torch.no_grad():
         torch.testing.assert_close(again(**inputs).logits, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", ["ours", "release"])
+def test_an_adapters_folder_brings_its_base(layout, tmp_path):
+    peft = pytest.importorskip("peft")
+    write_release(tmp_path / "release", Sizes())
+    ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "release").save_pretrained(tmp_path / "ours")
+    base = ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / layout)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2)
+        expected = model(**inputs_for(base)).logits
+        model.save_pretrained(tmp_path / "adapter")
+        again = ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+        assert torch.equal(again(**inputs_for(again)).logits, expected)
 
 
 def test_inputs_of_the_layout_helper_are_two_pairs(tmp_path):

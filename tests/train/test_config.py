@@ -37,7 +37,9 @@ def test_a_fault_names_the_field(fields: dict, message: str):
 
 
 def test_numbers_may_be_written_as_yaml_reads_them_as_text():
-    assert TrainConfig.from_dict(FIELDS | {"learning_rate": "1e-5"}).learning_rate == 1e-5  # YAML 1.1 wants 1.0e-5
+    assert (
+        TrainConfig.from_dict(FIELDS | {"learning_rate": "1e-5"}).learning_rate == 1e-5
+    )  # YAML 1.1 wants 1.0e-5
 
 
 def test_every_weight_belongs_to_a_part():

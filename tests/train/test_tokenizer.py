@@ -13,7 +13,9 @@ TOKENIZER = train_tokenizer(["some houses are built along the road", "the road i
 
 def test_words_merge_and_special_tokens_are_one_id_each_at_the_end(tmp_path: Path):
     assert len(TOKENIZER) <= 300
-    assert [TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL] == list(range(len(TOKENIZER) - 3, len(TOKENIZER)))
+    assert [TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL] == list(
+        range(len(TOKENIZER) - 3, len(TOKENIZER))
+    )
     assert len(TOKENIZER(" road built")["input_ids"]) == 2
     text = "<|im_start|>user\nthe road<|im_end|>\n"
     TOKENIZER.save_pretrained(tmp_path)

@@ -26,13 +26,27 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for i in range(4):
         random_image(i).save(folder / f"{i}.png")
-        rows.append({"uid": str(i), "img1_path": f"{i}.png", "img2_path": "0.png", "change_caption": ["a road", "trees"]})
+        rows.append(
+            {
+                "uid": str(i),
+                "img1_path": f"{i}.png",
+                "img2_path": "0.png",
+                "change_caption": ["a road", "trees"],
+            }
+        )
     (folder / "data.json").write_text(json.dumps(rows))
     return folder
 
 
 def config(folder: Path, out: str, **fields: object) -> TrainConfig:
-    defaults = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "fusion": FUSION, "seed": 3, "warmup_ratio": 0.0}
+    defaults = {
+        "epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "fusion": FUSION,
+        "seed": 3,
+        "warmup_ratio": 0.0,
+    }
     paths = {"model": str(folder / "base"), "data": folder / "data.json", "output_dir": folder / out}
     return TrainConfig.from_dict(paths | defaults | fields)
 
@@ -59,7 +73,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run_folder: P
 def test_each_part_has_its_rate_and_vectors_do_not_decay(run_folder: Path, tmp_path: Path):
     model, _ = tiny_model()
     set_learning(model, ["llm", "fusion"])
-    run = config(run_folder, "rates", learn=["llm", "fusion"], part_learning_rate={"llm": 5e-4}, weight_decay=0.1)
+    run = config(
+        run_folder, "rates", learn=["llm", "fusion"], part_learning_rate={"llm": 5e-4}, weight_decay=0.1
+    )
     trainer = ChangeTrainer(model, TrainingArguments(str(tmp_path), weight_decay=0.1, use_cpu=True), run=run)
     names = {id(p): n for n, p in model.named_parameters()}
     seen = set()
@@ -82,7 +98,9 @@ def test_a_fusion_is_put_in_and_taken_out_without_touching_the_rest():
 
 
 def test_it_learns_what_it_is_shown(run_folder: Path, capsys: pytest.CaptureFixture[str]):
-    trained = train(config(run_folder, "learned", epochs=30, captions="random", learning_rate=3e-3, logging_steps=1))
+    trained = train(
+        config(run_folder, "learned", epochs=30, captions="random", learning_rate=3e-3, logging_steps=1)
+    )
     losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", capsys.readouterr().out)]
     assert losses[-1] < 0.5 * losses[0]
     assert not trained.training

@@ -49,13 +49,14 @@ class DifferenceExtractor(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """A, B [M, N, D] to dF [M, N, D]."""
-        # s_A = sigmoid(W_m [A ; B]), s_B = sigmoid(W_m [B ; A]); A' = A s_A, B' = B s_B
+        # s_A = sigmoid(W_m [A ; B]), s_B = sigmoid(W_m [B ; A]); in place: backward needs the gates only
         own, other, bias = *self.gate.weight.chunk(2, dim=1), self.gate.bias
-        gated_before = before * torch.sigmoid(F.linear(before, own, bias) + F.linear(after, other))
-        gated_after = after * torch.sigmoid(F.linear(after, own, bias) + F.linear(before, other))
-        # dF = W_p [A' ; B' ; A' - B'] = (W_1 + W_3) A' + (W_2 - W_3) B': a third less work
+        gate_before = F.linear(before, own, bias).add_(F.linear(after, other)).sigmoid_()
+        gate_after = F.linear(after, own, bias).add_(F.linear(before, other)).sigmoid_()
+        # A' = A s_A, B' = B s_B; dF = W_p [A' ; B' ; A' - B'], which is (W_1 + W_3) A' + (W_2 - W_3) B'
         w1, w2, w3 = self.proj.weight.chunk(3, dim=1)
-        return F.linear(gated_before, w1 + w3, self.proj.bias) + F.linear(gated_after, w2 - w3)
+        hint = F.linear(before * gate_before, w1 + w3, self.proj.bias)
+        return hint.add_(F.linear(after * gate_after, w2 - w3))
 
 
 class Attention(nn.Module):
