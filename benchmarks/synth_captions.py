@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 
+from llava.synth import World, describe
 from llava.synth.describe import UNCHANGED
-from llava.synth.dice import Dice
-from llava.synth.plan import plan
-from llava.synth.world import SPLITS, World
-from llava.synth import describe
 
 Scores = dict[str, float]
 
@@ -49,11 +46,9 @@ def main(pairs: int = 500) -> None:
     world = World(seed=0, split="test")
     references, canonical = [], []
     for index in range(pairs):  # plans and words only: no pixels are needed here
-        key = (world.seed, SPLITS.index(world.split), index)
-        scene = plan(Dice(*key, 2), world.changed(index))
-        changes = scene.changes
-        references.append(describe.captions(changes, Dice(*key, 6), scene.ground))
-        canonical.append(describe.sentence(changes, scene.ground) if changes else UNCHANGED[2])
+        scene = world.scene(index)
+        references.append(world.captions(index))
+        canonical.append(describe.sentence(scene.changes, scene.ground) if scene.changes else UNCHANGED[2])
     changed = [k for k in range(pairs) if references[k] != UNCHANGED]
     theirs = [references[k] for k in changed]
     show("(a) canonical, changed pairs", score([canonical[k] for k in changed], theirs))
@@ -61,8 +56,12 @@ def main(pairs: int = 500) -> None:
     show("    one reference against the other four", human)
 
     sentences = Counter(text for texts in theirs for text in texts)
-    grams = Counter(gram for text in sentences for gram in zip(*(text.split()[k:] for k in range(3)), strict=False))
-    likely = sorted(sentences, key=lambda text: -_common(text, grams))[:60] + [t for t, _ in sentences.most_common(60)]
+    grams = Counter(
+        gram for text in sentences for gram in zip(*(text.split()[k:] for k in range(3)), strict=False)
+    )
+    likely = sorted(sentences, key=lambda text: -_common(text, grams))[:60] + [
+        t for t, _ in sentences.most_common(60)
+    ]
     ranked = sorted(set(likely), key=lambda text: -score([text] * len(changed), theirs, meteor=False)["sm"])
     tried = [(score([text] * len(changed), theirs), text) for text in ranked[:5]]
     best, text = max(tried, key=lambda pair: pair[0]["sm"])
@@ -73,15 +72,21 @@ def main(pairs: int = 500) -> None:
     fixed = score([text if k in set(changed) else UNCHANGED[2] for k in range(pairs)], references)
     show("(c) canonical, all pairs", whole)
     show("    flag and fixed sentence, all pairs", fixed)
-    print(f"    gap {whole['sm'] - fixed['sm']:.2f}; {len(sentences)} distinct captions of {5 * len(changed)}")
+    print(
+        f"    gap {whole['sm'] - fixed['sm']:.2f}; {len(sentences)} distinct captions of {5 * len(changed)}"
+    )
     lengths = [len(text.split()) for texts in theirs for text in texts]
     words = {word for text in sentences for word in text.split()}
-    print(f"    {sum(lengths) / len(lengths):.1f} words a caption, longest {max(lengths)}; {len(words)} distinct words")
+    print(
+        f"    {sum(lengths) / len(lengths):.1f} words a caption, longest {max(lengths)}; {len(words)} distinct words"
+    )
 
 
 def _common(text: str, grams: Counter[tuple[str, ...]]) -> int:
     words = text.split()
-    return sum(grams[gram] for gram in zip(*(words[k:] for k in range(3)), strict=False)) // max(len(words), 1)
+    return sum(grams[gram] for gram in zip(*(words[k:] for k in range(3)), strict=False)) // max(
+        len(words), 1
+    )
 
 
 if __name__ == "__main__":

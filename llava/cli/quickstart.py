@@ -107,9 +107,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _make_data(folder: Path, counts: dict[str, int]) -> None:
+    import os
+
     from llava.synth.export import export_records
 
-    export_records(counts, folder)
+    export_records(counts, folder, workers=min(os.cpu_count() or 1, 8))
 
 
 def _fine_tune(args: argparse.Namespace, data: Path, folder: Path) -> float:
@@ -171,7 +173,7 @@ def _write_page(
         drawn = None
         if captioner.model.config.fusion is not None:
             drawn = Image.fromarray((captioner.change_map(before, after) * 255).round().astype(np.uint8))
-        truth = root / "mask" / f"{Path(record.img1_path).stem}.png"
+        truth = root / record.mask_path if record.mask_path is not None else None
         rows.append(
             PairRow(
                 uid=record.uid,
@@ -181,7 +183,7 @@ def _write_page(
                 prediction=answers[record.uid].text,
                 changed=bool(record.change_flag),
                 change_map=drawn,
-                truth=Image.open(truth) if truth.is_file() else None,
+                truth=Image.open(truth) if truth is not None else None,
                 score=scores.per_pair[record.uid].get("CIDEr-D"),
             )
         )
@@ -191,7 +193,8 @@ def _write_page(
         rows,
         scores,
         made={
-            "command": f"llava quickstart --fusion {args.fusion} --seed {args.seed} --train {args.train} --test {args.test}",
+            "command": f"llava quickstart --fusion {args.fusion} --seed {args.seed}"
+            f" --train {args.train} --test {args.test}",
             "fine-tuning": f"{seconds:.0f} s",
             "model": f"{sum(p.numel() for p in captioner.model.parameters()) / 1e6:.2f} million parameters",
         },

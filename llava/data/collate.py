@@ -33,11 +33,9 @@ class BranchCollator:
 
     Args:
         pad_token_id: what fills short rows.
-        additive_mask: a float mask of 0 and the lowest number instead of a bool one; eager attention needs it.
     """
 
     pad_token_id: int
-    additive_mask: bool = False
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples to `input_ids`, `labels`, `position_ids` [B, T], `attention_mask` [B, 1, T, T], `pixel_values`."""
@@ -49,8 +47,6 @@ class BranchCollator:
             for i, fill in enumerate(fills)
         )
         mask = branch_mask(segments)
-        if self.additive_mask:
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask}
         shares = [sample.changed_share for sample in samples]
         if all(share is not None for share in shares):
@@ -75,9 +71,9 @@ class BranchCollator:
         positions, segments = list(range(shared)), [0] * shared
         for k, (answer, answer_labels) in enumerate(sample.answers, start=1):
             branch = [sample.prompt[-1], *answer]
-            ids = ids + branch
+            ids = [*ids, *branch]
             # the first branch carries the label of the prompt's last token, if it has one, so that it counts once
-            labels = labels + [sample.prompt_labels[-1] if k == 1 else IGNORE, *answer_labels]
+            labels = [*labels, sample.prompt_labels[-1] if k == 1 else IGNORE, *answer_labels]
             positions += range(shared, shared + len(branch))
             segments += [k] * len(branch)
         return ids, labels, positions, segments

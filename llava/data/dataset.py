@@ -127,7 +127,7 @@ class CaptionDataset(Dataset[Sample]):
         if path is None or not self.masks:
             return None
         if index not in self._shares:
-            mask = torch.from_numpy(np.asarray(load_image(self.root / path).convert("L"))) > 0  # [H, W]
+            mask = torch.from_numpy(np.array(load_image(self.root / path).convert("L")) > 0)  # [H, W]
             grid = math.isqrt(self.processor.image_seq_length)
             self._shares[index] = F.adaptive_avg_pool2d(mask[None].float(), grid).flatten()
         return self._shares[index]

@@ -1,8 +1,8 @@
 """A seeded world of bi-temporal scenes that knows the whole truth about itself.
 
-    >>> from llava.synth import World
-    >>> pair = World(seed=0, split="train", size=256).pair(7)
-    >>> pair.before.shape, pair.changed, pair.captions[0]
+>>> from llava.synth import World
+>>> pair = World(seed=0, split="train", size=256).pair(7)
+>>> pair.before.shape, pair.changed, pair.captions[0]
 """
 
 from llava.synth.scene import CLASSES, PLACES, Change

@@ -63,9 +63,13 @@ def canvas(size: int) -> Canvas:
     pixel = np.arange(-margin, size + margin, dtype=np.int64)
     at = ((2 * pixel + 1) * UNITS * FINE // (2 * size)).astype(np.int32)
     reach = np.arange(-2 * size, 3 * size, dtype=np.int64)
-    cell = np.clip((2 * reach + 1) * UNITS // (2 * size) // CELL + PAD, 0, CELLS + 2 * PAD - 1).astype(np.int32)
+    cell = np.clip((2 * reach + 1) * UNITS // (2 * size) // CELL + PAD, 0, CELLS + 2 * PAD - 1).astype(
+        np.int32
+    )
     tile = 2 * side
-    textures = tuple(_hills(Dice(7, k), tile, max(size * knot // UNITS, 1)) for k, knot in enumerate((61, 23, 7)))
+    textures = tuple(
+        _hills(Dice(7, k), tile, max(size * knot // UNITS, 1)) for k, knot in enumerate((61, 23, 7))
+    )
     rough = (_hills(Dice(7, 8), tile, max(size * 4 // UNITS, 1)) - 128) // 14
     rough += (_hills(Dice(7, 9), tile, max(size * 2 // UNITS, 1)) - 128) // 11
     canopies = {(sx, sy): _canopy(size, sx, sy) for sx in (-1, 1) for sy in (-1, 1)}
@@ -76,10 +80,10 @@ def _hills(dice: Dice, side: int, step: int) -> np.ndarray:
     """Value noise with a knot every `step` pixels: int16 [side, side], 0 .. 255."""
     knots = side // step + 2
     heights = dice.bytes(knots * knots).astype(np.int32).reshape(knots, knots)
-    at = np.arange(side)
+    at = np.arange(side, dtype=np.int64)
     whole = at // step
-    part = np.array(_SMOOTH, dtype=np.int32)[(at % step) * 256 // step]
-    rows = heights[whole] * (256 - part)[:, None] + heights[whole + 1] * part[:, None]
+    part: np.ndarray = np.array(_SMOOTH, dtype=np.int32)[(at % step) * 256 // step]
+    rows: np.ndarray = heights[whole] * (256 - part)[:, None] + heights[whole + 1] * part[:, None]
     hills = (rows[:, whole] * (256 - part) + rows[:, whole + 1] * part) >> 16
     return hills.astype(np.int16)
 

@@ -28,7 +28,7 @@ def usual(options: Sequence[str]) -> str:
     return options[0]
 
 
-def varied(dice: Dice, percent: int = 44) -> Choose:
+def varied(dice: Dice, percent: int = 38) -> Choose:
     """A chooser that takes the usual wording in `percent` of 100 cases, else one of the others."""
 
     def choose(options: Sequence[str]) -> str:
@@ -68,7 +68,9 @@ def clause(change: Change, ground: str, choose: Choose = usual) -> str:
         n=choose(NOUNS[change.subject][0]).format(c=colour),
         l=place(change, choose),
         g=choose(GROUNDS[ground][0]),
-        c=choose(("along the road", "beside the road")) if change.context == "road" else _floor(ground, choose),
+        c=choose(("along the road", "beside the road"))
+        if change.context == "road"
+        else _floor(ground, choose),
         old=choose(OLD[change.former]) if change.former else "",
         **verbs,
     )

@@ -14,7 +14,7 @@ KINDS: tuple[tuple[tuple[Action, str, str | None], int], ...] = (
     (("replace", "house", "field"), 4), (("appear", "building", None), 5), (("disappear", "building", None), 4),
     (("replace", "building", "trees"), 3), (("replace", "building", "house"), 3),
     (("replace", "building", "field"), 2), (("grow", "building", None), 4), (("appear", "road", None), 12),
-    (("disappear", "road", None), 5), (("disappear", "trees", None), 9), (("appear", "trees", None), 7),
+    (("disappear", "road", None), 5), (("disappear", "trees", None), 8), (("appear", "trees", None), 6),
     (("appear", "water", None), 6), (("disappear", "water", None), 5), (("grow", "water", None), 4),
     (("appear", "field", None), 6), (("disappear", "field", None), 5), (("appear", "parking lot", None), 6),
     (("disappear", "parking lot", None), 4), (("replace", "parking lot", "trees"), 4),
@@ -23,7 +23,11 @@ KINDS: tuple[tuple[tuple[Action, str, str | None], int], ...] = (
 )  # fmt: skip
 """(action, subject, former) with weights: what happens how often."""
 
-COUNTS = {"house": ((1, 18), (2, 20), (3, 19), (4, 10), (5, 5), (6, 12), (8, 12), (9, 4)), "building": ((1, 80), (2, 20))}
+COUNTS = {
+    "house": ((1, 18), (2, 20), (3, 19), (4, 10), (5, 5), (6, 12), (8, 12), (9, 4)),
+    "building": ((1, 80), (2, 20)),
+}
+"""(how many, weight) by class; of everything else there is one."""
 HOUSE_GRIDS = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2), 5: (5, 1), 6: (3, 2), 8: (4, 2), 9: (3, 3)}
 PITCH = (42, 40)
 """From one house of an estate to the next, along and across, in units."""
@@ -94,7 +98,8 @@ def _road_event(site: Ground, action: Action) -> Change:
     presence: Presence = "after" if action == "appear" else "before"
     half = dice.between(112, 144)
     way = dice.weighted([("level", 34), ("upright", 34), ("slant", 18), ("arc", 14)])
-    manner, shape = "", None
+    manner = ""
+    shape: Line | Arc
     if way == "arc":
         shape, place, manner = arc(dice), "", "curved"
     elif way == "slant":
@@ -111,7 +116,9 @@ def _road_event(site: Ground, action: Action) -> Change:
     road = site.add("road", shape, presence)
     context = site.name
     colour = COLOURS["road"][road.style]
-    return Change(action, "road", None, 1, cells_of(coarse(shape)), (road.id,), place, context, manner, colour)
+    return Change(
+        action, "road", None, 1, cells_of(coarse(shape)), (road.id,), place, context, manner, colour
+    )
 
 
 def _try_event(
@@ -120,7 +127,7 @@ def _try_event(
     """Find room for the event and put it down, or None."""
     dice = site.dice
     count = count or dice.weighted(COUNTS.get(subject, ((1, 1),)))
-    old = dice.pick((1, 2, 3)) if former == "house" else 1
+    old = dice.pick((2, 3)) if former == "house" else 1
     size = _size(dice, subject, count)
     if former == "house":
         size = (max(size[0], old * 21 + 2), size[1])
@@ -214,7 +221,9 @@ def _beside(site: Ground, road: Line, size: tuple[int, int]) -> Spot | None:
     return Spot(block, True) if clear and inside and site.fits(block, 3) else None
 
 
-def _houses(site: Ground, block: Block, count: int, presence: Presence, style: int | None = None) -> list[int]:
+def _houses(
+    site: Ground, block: Block, count: int, presence: Presence, style: int | None = None
+) -> list[int]:
     """`count` houses in rows and columns over the block."""
     dice, (columns, rows) = site.dice, HOUSE_GRIDS[count]
     ids = []

@@ -125,7 +125,10 @@ class Ground:
                 continue
             if isinstance(thing.shape, Block | Blob):
                 block = thing.shape.block if isinstance(thing.shape, Blob) else thing.shape
-                row, column = min(max(block.cy // CELL, 0), CELLS - 1), min(max(block.cx // CELL, 0), CELLS - 1)
+                row, column = (
+                    min(max(block.cy // CELL, 0), CELLS - 1),
+                    min(max(block.cx // CELL, 0), CELLS - 1),
+                )
                 if thing.presence != "both" and trees.cells[row, column]:
                     continue
             cells |= coarse(thing.shape)

@@ -198,16 +198,17 @@ def _parking_lot(thing: Thing, spot: Spot) -> np.ndarray:
     inside = spot.inside()
     u, v = spot.u + spot.hu, spot.v + spot.hv
     codes = np.where(inside, np.uint16(code("lot")), np.uint16(0))
-    codes[inside & ((np.abs(spot.u) > spot.hu - 18) | (np.abs(spot.v) > spot.hv - 18))] = code("lot_line", 104)
+    codes[inside & ((np.abs(spot.u) > spot.hu - 18) | (np.abs(spot.v) > spot.hv - 18))] = code(
+        "lot_line", 104
+    )
     lane, stall = 18 * FINE, 96
     row, in_row = v // lane, v % lane
     stalls = inside & (in_row < 11 * FINE) & (np.abs(spot.u) < spot.hu - 60) & (np.abs(spot.v) < spot.hv - 18)
     slot, in_slot = u // stall, u % stall
     codes[stalls & (in_slot < 13)] = code("lot_line")
     number = (row * 37 + slot) & 255
-    cars = np.array(
-        [code(CARS[(thing.seed * (k * 2 + 1) + k * 40503 >> 9) % len(CARS)]) for k in range(256)], dtype=np.uint16
-    )
+    mixed = [(thing.seed ^ k * 2654435761) * 40503 >> 16 & 0xFFFF for k in range(256)]
+    cars = np.array([code(CARS[number % len(CARS)]) for number in mixed], dtype=np.uint16)
     body = stalls & (in_slot > 26) & (in_slot < 84) & (in_row > 24) & (in_row < 10 * FINE - 8)
     codes[body] = cars[number[body]]
     return codes

@@ -6,37 +6,46 @@ that no fixed sentence shares long stretches with many captions: a score above i
 
 NOUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "house": (("{c} house", "{c} villa", "{c} home"), ("{c} houses", "{c} villas", "{c} homes")),
-    "building": (("{c} building", "{c} factory", "large {c} building"), ("{c} buildings", "{c} factories", "large {c} buildings")),
+    "building": (
+        ("{c} building", "{c} factory", "large {c} building"),
+        ("{c} buildings", "{c} factories", "large {c} buildings"),
+    ),
     "road": (("{c} road", "{c} street"), ("{c} roads", "{c} streets")),
-    "parking lot": (("parking lot", "car park", "parking area"), ("parking lots", "car parks", "parking areas")),
+    "parking lot": (
+        ("parking lot", "car park", "parking area"),
+        ("parking lots", "car parks", "parking areas"),
+    ),
     "water": (("pond", "lake", "pool"), ("ponds", "lakes", "pools")),
-    "field": (("{c} field", "{c} plantation", "{c} crop field"), ("{c} fields", "{c} plantations", "{c} crop fields")),
+    "field": (
+        ("{c} field", "{c} plantation", "{c} crop field"),
+        ("{c} fields", "{c} plantations", "{c} crop fields"),
+    ),
     "playground": (("playground", "stadium", "sports ground"), ("playgrounds", "stadiums", "sports grounds")),
-    "trees": (("woods", "trees"), ("woods", "trees")),
+    "trees": (("trees", "tall trees"), ("trees", "tall trees")),
 }
 """Class name to (one, several); {c} is the colour, if it is told."""
 
 COUNTS = {2: ("two",), 3: ("three",), **dict.fromkeys((4, 5, 6), ("some", "several")), 7: ("many", "lots of")}
 
 GROUNDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
-    "grass": (("grass", "meadow"), ("on the grass", "in the meadow")),
-    "bareland": (("bareland", "wasteland"), ("on the bareland", "on the wasteland")),
-    "desert": (("desert", "sand"), ("in the desert", "on the sand")),
+    "grass": (("grass", "meadow"), ("on grass", "in a meadow")),
+    "bareland": (("bareland", "wasteland"), ("on bareland", "on wasteland")),
+    "desert": (("desert", "sand"), ("in the desert", "on sand")),
 }
 
-OLD = {"trees": ("trees", "woods"), "house": ("old houses", "houses"), "field": ("farmland", "cropland")}
+OLD = {"trees": ("woods", "woodlands"), "house": ("old houses", "houses"), "field": ("farmland", "cropland")}
 """What was replaced."""
 
 PLACES: dict[str, tuple[str, ...]] = {
-    "top left": ("at top left", "at upper left", "in the top left corner"),
+    "top left": ("at top left", "at upper left"),
     "top": ("at the top", "at the upper edge", "at the top edge"),
-    "top right": ("in the upper right", "in the top right", "near the top right corner"),
-    "left": ("on the left", "on the left side", "near the left edge"),
+    "top right": ("in upper right", "in top right"),
+    "left": ("on the left", "in the left part"),
     "middle": ("in the center", "in the middle", "in the central part"),
-    "right": ("on the right side", "along the right edge", "to the right"),
-    "bottom left": ("at lower left", "at bottom left", "in the lower left corner"),
-    "bottom": ("near the bottom", "near the lower edge", "in the lower part"),
-    "bottom right": ("toward the bottom right", "toward the lower right", "near the bottom right corner"),
+    "right": ("to the right", "along the right"),
+    "bottom left": ("by the lower left", "by the bottom left"),
+    "bottom": ("near the bottom", "near the lower edge"),
+    "bottom right": ("toward bottom right", "toward lower right"),
 }
 
 ROAD_WAYS: dict[str, tuple[str, ...]] = {
@@ -81,7 +90,11 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
         "{s} is cultivated {l}",
         "{l} {s} takes the place of {g}",
     ),
-    ("appear", "playground", None): ("there is now {s} {l}", "{s} has been laid out {l}", "{l} {s} can be seen"),
+    ("appear", "playground", None): (
+        "there is now {s} {l}",
+        "{s} has been laid out {l}",
+        "{l} {s} can be seen",
+    ),
     ("appear", "trees", None): ("{s} are planted {l}", "{l} new {s} have grown", "{s} cover the {g} {l}"),
     ("disappear", "house", None): (
         "{s} {l} {are} demolished",
@@ -100,11 +113,19 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
     ),
     ("disappear", "trees", None): (
         "the {n} {l} are cut down",
-        "{l} the {n} have been cleared",
+        "{l} the {n} make way for {g}",
         "{s} {l} disappear",
     ),
-    ("disappear", "water", None): ("the {n} {l} dries up", "{l} the {n} has vanished", "the {n} {l} disappears"),
-    ("disappear", "field", None): ("the {n} {l} turns into {g}", "the {n} {l} is abandoned", "{l} the {n} is gone"),
+    ("disappear", "water", None): (
+        "the {n} {l} dries up",
+        "{l} the {n} has vanished",
+        "the {n} {l} disappears",
+    ),
+    ("disappear", "field", None): (
+        "the {n} {l} turns into {g}",
+        "the {n} {l} is abandoned",
+        "{l} the {n} is gone",
+    ),
     ("disappear", "parking lot", None): (
         "the former {n} {l} is now {g}",
         "the {n} {l} has been removed",
@@ -115,7 +136,11 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
         "the {n} {l} has disappeared",
         "the {n} {l} becomes {g}",
     ),
-    ("grow", "building", None): ("the {n} {l} is extended", "{l} the {n} becomes larger", "the {n} {l} has grown"),
+    ("grow", "building", None): (
+        "the {n} {l} is extended",
+        "{l} the {n} becomes larger",
+        "the {n} {l} has grown",
+    ),
     ("grow", "water", None): ("the {n} {l} expands", "{l} the {n} becomes larger", "the {n} {l} has grown"),
     ("replace", "house", "trees"): (
         "{old} are removed to make room for {s} {l}",
@@ -153,5 +178,5 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
         "{l} {s} is built on {old}",
     ),
 }
-"""(action, subject, former) to sentences. {s} the subject with its number, {n} without it, {l} the place, {c} what it stands on or
-beside, {g} the ground, {old} what was replaced; verbs in the plural, see `VERB_FORMS`."""
+"""(action, subject, former) to sentences. {s} the subject with its number, {n} without it, {l} the place, {c} what it
+stands on or beside, {g} the ground, {old} what was replaced; verbs in the plural, see `VERB_FORMS`."""

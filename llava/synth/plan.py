@@ -7,8 +7,8 @@ import numpy as np
 from llava.synth.dice import Dice
 from llava.synth.events import arc, plan_events
 from llava.synth.ground import Ground
-from llava.synth.scene import Presence, Scene, Thing
-from llava.synth.shapes import CELL, CELLS, Arc, Block, Blob, Line, Patch, coarse, dilate
+from llava.synth.scene import DATES, Scene, Thing
+from llava.synth.shapes import CELL, CELLS, Arc, Blob, Block, Line, Patch, coarse, dilate
 
 THEMES = {
     "residential": ([("grass", 60), ("bareland", 30), ("desert", 10)], 85),
@@ -27,10 +27,12 @@ def plan(dice: Dice, changed: bool) -> Scene:
         dice: where every choice comes from.
         changed: whether something happens between the dates.
     """
-    theme = dice.weighted([("residential", 32), ("rural", 20), ("forest", 20), ("industrial", 18), ("desert", 10)])
+    theme = dice.weighted(
+        [("residential", 32), ("rural", 20), ("forest", 20), ("industrial", 18), ("desert", 10)]
+    )
     grounds, road_percent = THEMES[theme]
     site = Ground(dice, dice.weighted(grounds), theme)
-    side: Presence = dice.pick(("before", "after"))
+    side = dice.pick(DATES)
     changes = plan_events(site, road_percent)
     _fill(site)
     _trails(site)
@@ -151,7 +153,7 @@ def _with_woods(site: Ground) -> list[Thing]:
 
 def _single_trees(dice: Dice, free: np.ndarray, next_id: int) -> list[Thing]:
     """Trees that stand alone on free cells; part of the class map, but no things of their own."""
-    trees = []
+    trees: list[Thing] = []
     for _ in range(dice.between(0, 18)):
         x, y, radius = dice.between(2, 253), dice.between(2, 253), dice.between(4, 7)
         if free[y // CELL, x // CELL]:

@@ -12,14 +12,20 @@ from llava.synth.canvas import PAD, SHIFT, Canvas
 from llava.synth.dice import Dice
 from llava.synth.paint import HEIGHTS, Stamp, draw, surface
 from llava.synth.palette import MATERIAL, SHADOW, class_table, colour_table
-from llava.synth.scene import CLASSES, Presence, Scene, Thing
+from llava.synth.scene import CLASSES, DATES, Date, Scene, Thing
 from llava.synth.shapes import CELLS, Patch
 
 # Shapes: N side of the canvas (with margin), S side of the image.
 
-DATES: tuple[Presence, Presence] = ("before", "after")
-GROUNDS = {"grass": ("grass", "grass_rough"), "bareland": ("soil", "soil_rough"), "desert": ("sand", "sand_rough")}
-ORDER = ("trail", "yard", "drive", "field", "water", "playground", "parking lot", "road", "trees", "tree", "building", "house")
+GROUNDS = {
+    "grass": ("grass", "grass_rough"),
+    "bareland": ("soil", "soil_rough"),
+    "desert": ("sand", "sand_rough"),
+}
+ORDER = (
+    *("trail", "yard", "drive", "field", "water", "playground", "parking lot", "road"),
+    *("trees", "tree", "building", "house"),
+)
 """From the lowest to the highest."""
 _CLASS = {ground: class_table(CLASSES, ground) for ground in GROUNDS}
 
@@ -78,7 +84,9 @@ class _Woods:
         window = (slice(oy, oy + side), slice(ox, ox + side))
         shade = canopy.code[window]
         self.present = shade > 0
-        leaf = np.where(canopy.warm[window], np.uint16(MATERIAL["leaf_warm"] << 8), np.uint16(MATERIAL["leaf"] << 8))
+        leaf = np.where(
+            canopy.warm[window], np.uint16(MATERIAL["leaf_warm"] << 8), np.uint16(MATERIAL["leaf"] << 8)
+        )
         self.codes = leaf | shade
         base = 2 * canvas.size - canvas.margin
         row = canvas.cell[canopy.row[window].astype(np.int32) + (base - oy)]
@@ -137,7 +145,7 @@ def _ground(scene: Scene, canvas: Canvas) -> np.ndarray:
 def _date(
     scene: Scene,
     canvas: Canvas,
-    date: Presence,
+    date: Date,
     ground: np.ndarray,
     stamps: dict[int, Stamp],
     trees: dict[int, np.ndarray],
@@ -147,7 +155,9 @@ def _date(
     """Codes uint16 [N, N] and shadow bool [N, N] of one date."""
     codes = ground.copy()
     shadow = np.zeros(codes.shape, dtype=bool)
-    things = sorted((thing for thing in scene.things if thing.at(date)), key=lambda thing: ORDER.index(thing.name))
+    things = sorted(
+        (thing for thing in scene.things if thing.at(date)), key=lambda thing: ORDER.index(thing.name)
+    )
     roads = [stamps[thing.id] for thing in things if thing.name == "road" and thing.id in stamps]
     for thing in things:
         if thing.id in trees:
@@ -190,7 +200,12 @@ def _see(codes: np.ndarray, scene: Scene, canvas: Canvas, look: Look, dice: Dice
     dy, dx = (canvas.pixels(abs(step)) * (1 if step > 0 else -1) for step in look.shift)
     top, left = margin + dy - 1, margin + dx - 1
     packed = table.take(codes[top : top + size + 2, left : left + size + 2])
-    rgb = packed.astype("<u4", copy=False).view(np.uint8).reshape(size + 2, size + 2, 4)[:, :, :3].astype(np.int16)
+    rgb = (
+        packed.astype("<u4", copy=False)
+        .view(np.uint8)
+        .reshape(size + 2, size + 2, 4)[:, :, :3]
+        .astype(np.int16)
+    )
     weight = (0, 6, 2)[look.blur]  # of the pixel itself, its neighbours having 1 each
     rgb = rgb[:, :-2] + rgb[:, 1:-1] * weight + rgb[:, 2:]
     rgb = rgb[:-2] + rgb[1:-1] * weight + rgb[2:]
@@ -218,10 +233,15 @@ def _boxes(
     for key, mask, y, x in masks:
         top, left = max(low - y, 0), max(low - x, 0)
         seen = mask[top : max(high - y, 0), left : max(high - x, 0)]
-        rows, columns = seen.any(axis=1).nonzero()[0], seen.any(axis=0).nonzero()[0]
+        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
         if len(rows):
             y0, x0 = y + top - low, x + left - low
-            found[key] = (int(columns[0]) + x0, int(rows[0]) + y0, int(columns[-1]) + 1 + x0, int(rows[-1]) + 1 + y0)
+            found[key] = (
+                int(columns[0]) + x0,
+                int(rows[0]) + y0,
+                int(columns[-1]) + 1 + x0,
+                int(rows[-1]) + 1 + y0,
+            )
     return found
 
 

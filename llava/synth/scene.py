@@ -12,6 +12,8 @@ CLASSES = (
 )  # fmt: skip
 """Class names by id, as in the class maps; 0 is the background."""
 
+Date = Literal["before", "after"]
+DATES: tuple[Date, Date] = ("before", "after")
 Presence = Literal["before", "after", "both"]
 Action = Literal["appear", "disappear", "replace", "grow"]
 
@@ -38,7 +40,7 @@ class Thing:
     style: int = 0
     seed: int = 0
 
-    def at(self, date: Literal["before", "after"]) -> bool:
+    def at(self, date: Date) -> bool:
         """Is it there at that date?"""
         return self.presence in (date, "both")
 
@@ -83,10 +85,6 @@ class Scene:
     sun: tuple[int, int]
     looks: tuple[int, ...] = field(default=(0,) * 8)
     """Small numbers that choose textures and their offsets."""
-
-    def present(self, date: Literal["before", "after"]) -> list[Thing]:
-        """The things that are there at that date."""
-        return [thing for thing in self.things if thing.at(date)]
 
 
 def cells_of(cells: np.ndarray) -> tuple[int, ...]:

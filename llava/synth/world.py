@@ -13,13 +13,14 @@ from llava.synth.canvas import canvas
 from llava.synth.dice import Dice
 from llava.synth.plan import plan
 from llava.synth.render import Look, render, visible
-from llava.synth.scene import CLASSES, PLACES, Change, Presence, Scene, Thing, cells_of
+from llava.synth.scene import CLASSES, DATES, PLACES, Change, Date, Presence, Scene, Thing, cells_of
 from llava.synth.shapes import coarse
 
-SPLITS = ("train", "val", "test")
-SIZES = (32, 4096)
-
+VERSION = 1
+"""Goes up when a pair of the same number changes."""
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SIZES = (32, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,10 @@ class Pair:
         """The sentence of usual wordings: what a perfect describer with no taste of its own would say."""
         return describe.sentence(self.changes, self.scene.ground) if self.changed else describe.UNCHANGED[2]
 
-    def describe(self, date: Literal["before", "after"]) -> list[str]:
+    def describe(self, date: Date) -> list[str]:
         """Five captions of the single image at `date`: what is there, how many, where, on what ground."""
-        if date not in ("before", "after"):
-            raise ConfigError(f"date {date!r} is not one of 'before', 'after'")
+        if date not in DATES:
+            raise ConfigError(f"date {date!r} is not one of {', '.join(DATES)}")
         dice = Dice(*self.key, 8 + (date == "after"))
         shown = [thing for thing in self.instances if thing.presence in (date, "both")]
         seen = [(thing.name, _middle(thing.box, self.before.shape[0])) for thing in shown]
@@ -126,25 +127,38 @@ class World:
 
     def changed(self, index: int) -> bool:
         """Whether pair `index` shows a change: exactly one of the pairs 2 k and 2 k + 1 does."""
-        self._check(index)
-        coin = Dice(self.seed, SPLITS.index(self.split), index // 2, 1).below(2)
+        seed, split, _ = self._key(index)
+        coin = Dice(seed, split, index // 2, 1).below(2)
         return (index + coin) % 2 == 0
+
+    def uid(self, index: int) -> str:
+        """Name of pair `index`."""
+        return f"synth/{self.split}_{index:06d}"
+
+    def scene(self, index: int) -> Scene:
+        """The plan of pair `index`, without drawing it."""
+        return plan(Dice(*self._key(index), 2), self.changed(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The five captions of pair `index`, without drawing it."""
+        return self._captions(self.scene(index), index)
 
     def pair(self, index: int) -> Pair:
         """Pair number `index` (>= 0)."""
-        changed = self.changed(index)
-        key = (self.seed, SPLITS.index(self.split), index)
-        scene = plan(Dice(*key, 2), changed)
+        scene = self.scene(index)
+        key = self._key(index)
         lights = Dice(*key, 3)
         looks = (Look.draw(lights, displaced=False), Look.draw(lights, displaced=True))
         seen = render(scene, canvas(self.size), looks, (Dice(*key, 4), Dice(*key, 5)))
-        instances = tuple(_instance(thing, seen.boxes[thing.id]) for thing in visible(scene.things, seen.boxes))
+        instances = tuple(
+            _instance(thing, seen.boxes[thing.id]) for thing in visible(scene.things, seen.boxes)
+        )
         return Pair(
-            uid=f"synth/{self.split}_{index:06d}",
+            uid=self.uid(index),
             before=seen.images[0],
             after=seen.images[1],
-            changed=changed,
-            captions=describe.captions(scene.changes, Dice(*key, 6), scene.ground),
+            changed=bool(scene.changes),
+            captions=self._captions(scene, index),
             classes_before=seen.classes[0],
             classes_after=seen.classes[1],
             changes=scene.changes,
@@ -158,9 +172,13 @@ class World:
         for index in range(start, stop):
             yield self.pair(index)
 
-    def _check(self, index: int) -> None:
+    def _key(self, index: int) -> tuple[int, int, int]:
         if index < 0:
             raise ConfigError(f"pair {index} does not exist: numbers start at 0")
+        return self.seed, SPLITS.index(self.split), index
+
+    def _captions(self, scene: Scene, index: int) -> tuple[str, ...]:
+        return describe.captions(scene.changes, Dice(*self._key(index), 6), scene.ground)
 
 
 def _instance(thing: Thing, box: tuple[int, int, int, int]) -> Instance:

@@ -41,7 +41,7 @@ class TrainConfig:
     """What the records' paths are relative to; the records' folder by default."""
     output_dir: Path
     """The trained model goes here, with the run's config beside it."""
-    fusion: dict[str, Any] | None | Literal["keep"] = "keep"
+    fusion: dict[str, Any] | Literal["keep"] | None = "keep"
     """Fusion to train: the model's own ("keep"), none, or settings of a new one."""
     captions: Literal["all", "random"] = "all"
     """All captions of a pair in one pass, or one drawn anew each epoch."""
@@ -102,7 +102,7 @@ class TrainConfig:
             "output_dir": Path,
             "learn": tuple,
         }
-        kinds |= {name: f.type for name, f in known.items() if f.type in (int, float)}  # type: ignore[misc]
+        kinds |= {name: f.type for name, f in known.items() if f.type in (int, float)}
         kinds["part_learning_rate"] = lambda rates: {part: float(rate) for part, rate in rates.items()}
         values = dict(fields)
         for name, kind in kinds.items():

@@ -246,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--texts", type=Path, help="captions for wording, JSON Lines with a 'captions' list, may be .gz"
     )
-    parser.add_argument("--images", type=int, default=24000, help="single images (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--images", type=int, default=10000, help="single images (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -30,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(
         vocab=vocabulary,
         merges=[tuple(pair) for pair in learned["merges"]],
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type] (as in Qwen2: bytes leave nothing unknown)
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[2],
         additional_special_tokens=[SPECIAL[1]],

@@ -48,30 +48,43 @@ class ChangeTrainer(Trainer):
         self.run = run
         super().__init__(*args, **kwargs)
         self.mask_head: nn.Linear | None = None
+        self._mask_losses: list[torch.Tensor] = []
         if run.mask_weight > 0:
             if self.args.world_size > 1:
                 raise ConfigError(
                     "mask_weight is for one process: its head is not synchronised between several"
                 )
             assert isinstance(self.model, ChangeVLMForConditionalGeneration)
+            self.image_token_id = self.model.config.image_token_id
             self.mask_head = nn.Linear(self.model.config.text_config.hidden_size, 1).to(self.args.device)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The model's own loss, and the masks' on top of it."""
         shares = inputs.pop("changed_share", None)  # [B, N]
         if self.mask_head is None or shares is None:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        loss, outputs = super().compute_loss(model, {**inputs, "output_hidden_states": True}, True, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        asked = {**inputs, "output_hidden_states": True}
+        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
         middle = outputs.hidden_states[len(outputs.hidden_states) // 2]  # [B, T, H]
-        images = middle[
-            inputs["input_ids"] == self.model.config.image_token_id
-        ]  # [B 2 N, H], before then after
+        images = middle[inputs["input_ids"] == self.image_token_id]  # [B 2 N, H], before then after
         after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
         masks = F.binary_cross_entropy_with_logits(self.mask_head(after)[..., 0].float(), shares)
+        self._mask_losses.append(masks.detach())
         loss = loss + self.run.mask_weight * masks / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the masks' mean loss since the last line, before its weight; `loss` holds both."""
+        if self._mask_losses and "loss" in logs:
+            logs["mask_loss"] = round(torch.stack(self._mask_losses).mean().item(), 4)
+            self._mask_losses.clear()
+        super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Parameters grouped by part and by whether they decay (vectors do not)."""
@@ -154,9 +167,7 @@ def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
         arguments,
         run=run,
         train_dataset=dataset,
-        data_collator=BranchCollator(
-            processor.tokenizer.pad_token_id, model.config._attn_implementation == "eager"
-        ),
+        data_collator=BranchCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
     )
     run.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,12 @@
 """Records to samples: prompts and answers that join to the conversation's own ids."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from llava.data.conversation import IGNORE, pair_conversation
 from llava.data.dataset import CaptionDataset
@@ -46,6 +49,18 @@ def test_pixels_are_the_processors_with_and_without_cache(records: list[Record],
         torch.testing.assert_close(pixels, expected)
 
 
+def test_masks_become_shares_of_patches(records: list[Record], tmp_path: Path):
+    _, processor = tiny_model()
+    mask = np.zeros((32, 64), np.uint8)
+    mask[:8, 16:24] = 255  # half of the second patch of the first row
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    told = [replace(record, mask_path="mask.png") for record in records]
+    assert CaptionDataset(told, tmp_path, processor)[0].changed_share is None
+    share = CaptionDataset(told, tmp_path, processor, masks=True)[0].changed_share
+    assert share is not None
+    assert share.tolist() == [0, 0.5] + [0] * 14
+
+
 def test_random_captions_change_with_the_epoch_and_repeat_with_the_seed(
     records: list[Record], tmp_path: Path
 ):
@@ -69,5 +84,5 @@ def test_a_record_without_caption_and_a_broken_image_are_named(records: list[Rec
     with pytest.raises(DataError, match="'bare'"):
         CaptionDataset([*records, bare], tmp_path, processor)
     (tmp_path / "1b.png").write_bytes((tmp_path / "1b.png").read_bytes()[:-30])
-    with pytest.raises(ImageError, match="1b.png"):
+    with pytest.raises(ImageError, match=r"1b\.png"):
         CaptionDataset(records, tmp_path, processor)[1]

@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import TrainingArguments
 
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
@@ -104,3 +106,18 @@ def test_it_learns_what_it_is_shown(run_folder: Path, capsys: pytest.CaptureFixt
     losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", capsys.readouterr().out)]
     assert losses[-1] < 0.5 * losses[0]
     assert not trained.training
+
+
+def test_the_mask_loss_reaches_every_part_and_needs_one_process(run_folder: Path, tmp_path: Path):
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).save(run_folder / "mask.png")
+    rows = json.loads((run_folder / "data.json").read_text())
+    (run_folder / "masks.json").write_text(json.dumps([row | {"mask_path": "mask.png"} for row in rows]))
+    plain, masked = (
+        train(
+            config(run_folder, f"masks{weight}", data=run_folder / "masks.json", mask_weight=weight)
+        ).state_dict()
+        for weight in (0.0, 5.0)
+    )
+    assert plain.keys() == masked.keys()  # the head is not part of what is saved
+    moved = {part_of(name) for name in plain if not torch.equal(plain[name], masked[name])}
+    assert moved == {"tower", "fusion", "projector", "llm"}

@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """[M, N, D] to [M, h, N, d], as `key` and `value`."""
-        return self._heads(self.q_proj(x))
+        return self._heads(self.q_proj(x)).contiguous()  # one small copy, read for every block of keys
 
     def key(self, x: Tensor) -> Tensor:
         return self._heads(self.k_proj(x))
@@ -132,7 +132,7 @@ class DifferenceBlock(GradientCheckpointingLayer):
         placed_before = before + (position + self.flag_before)
         placed_after = after + (position + self.flag_after)
         placed = change + flag_change
-        # joined as heads [M, h, 3N, d]: the copy made here is then the layout the attention reads fastest
+        # joined as heads [M, h, 3N, d]: the copy made here leaves the layout that attention reads fastest
         keys = torch.cat([attn.key(placed_before), attn.key(placed_after), attn.key(placed)], dim=2)
         values = torch.cat([attn.value(before), attn.value(after), attn.value(change)], dim=2)
         change = self.norm2(change + attn(attn.query(placed), keys, values))
@@ -140,15 +140,16 @@ class DifferenceBlock(GradientCheckpointingLayer):
         # Q = LN3(Q + MLP(Q))
         change = self.norm3(change + self.mlp(change))
 
-        # X = q_X + Attn3(q=q_X, k=[q_X ; Q+P+f_C], v=[X ; Q]) for A and B; Q's keys and values serve both
+        # X = q_X + Attn3(q=q_X, k=[q_X ; Q+P+f_C], v=[X ; Q]) for A and B. Between theirs, Q's keys and values serve
+        # both: A looks at the first two of [A ; Q ; B], B at the last two, which are views.
         attn = self.attend_back
-        change_key, change_value = attn.key(change + flag_change), attn.value(change)
-        refined = []
-        for x, placed in ((before, placed_before), (after, placed_after)):
-            keys = torch.cat([attn.key(placed), change_key], dim=2)  # [M, h, 2N, d]
-            values = torch.cat([attn.value(x), change_value], dim=2)
-            refined.append(placed + attn(attn.query(placed), keys, values))
-        return refined[0], refined[1], change
+        placed = change + flag_change
+        keys = torch.cat([attn.key(placed_before), attn.key(placed), attn.key(placed_after)], dim=2)
+        values = torch.cat([attn.value(before), attn.value(change), attn.value(after)], dim=2)
+        two = 2 * before.shape[1]
+        before = placed_before + attn(attn.query(placed_before), keys[:, :, :two], values[:, :, :two])
+        after = placed_after + attn(attn.query(placed_after), keys[:, :, -two:], values[:, :, -two:])
+        return before, after, change
 
 
 class LevelGate(nn.Module):

@@ -1,0 +1,298 @@
+"""Writes pairs of the synthetic world to disk, in the layouts of LEVIR-CC, LEVIR-CD and LEVIR-MCI, or as our records.
+
+Every file is written aside and renamed. An interrupted export goes on where it was; lists (captions, records) are
+written last, so a folder with its lists is complete.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from llava.errors import ConfigError, DataError
+from llava.registry import pick
+from llava.synth.world import SPLITS, VERSION, Pair, Split, World
+
+Layout = Literal["records", "levir-cc", "levir-cd", "levir-mci"]
+
+MCI_GREY = np.array([0, 128, 255], dtype=np.uint8)
+"""LEVIR-MCI's grey values of none, road, building."""
+MCI_RGB = np.array([(0, 0, 0), (255, 255, 0), (255, 0, 0)], dtype=np.uint8)
+
+_MANIFEST = "synth.json"
+_CHUNK = 16
+
+Files = dict[str, np.ndarray]
+"""Path relative to the folder -> pixels."""
+
+
+def _images(folder: str, pair: Pair, name: str) -> Files:
+    return {f"{folder}/A/{name}": pair.before, f"{folder}/B/{name}": pair.after}
+
+
+def _levir_cc(pair: Pair, split: str, name: str) -> Files:
+    return _images(f"images/{split}", pair, name)
+
+
+def _records(pair: Pair, split: str, name: str) -> Files:
+    label = pair.binary_mask * np.uint8(255)
+    return _images(f"images/{split}", pair, name) | {f"images/{split}/label/{name}": label}
+
+
+def _levir_cd(pair: Pair, split: str, name: str) -> Files:
+    return _images(split, pair, name) | {f"{split}/label/{name}": pair.binary_mask * np.uint8(255)}
+
+
+def _levir_cd_buildings(pair: Pair, split: str, name: str) -> Files:
+    return _images(split, pair, name) | {f"{split}/label/{name}": (pair.change_mask == 2) * np.uint8(255)}
+
+
+def _levir_mci(pair: Pair, split: str, name: str) -> Files:
+    folder = f"images/{split}"
+    grey = MCI_GREY[pair.change_mask]
+    return _images(folder, pair, name) | {
+        f"{folder}/label/{name}": np.repeat(
+            grey[:, :, None], 3, axis=2
+        ),  # three equal channels, as published
+        f"{folder}/label_rgb/{name}": MCI_RGB[pair.change_mask],
+    }
+
+
+_FILES: dict[str, Callable[[Pair, str, str], Files]] = {
+    "records": _records,
+    "levir-cc": _levir_cc,
+    "levir-cd": _levir_cd,
+    "levir-cd-buildings": _levir_cd_buildings,
+    "levir-mci": _levir_mci,
+}
+
+
+def export_records(
+    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+) -> Path:
+    """Our records: `SPLIT.jsonl` with paths relative to `folder`, images and masks under `images/SPLIT/{A,B,label}`.
+
+    Args:
+        counts: number of pairs by split ("train", "val", "test").
+        folder: where to write; made if need be.
+        seed: of the world.
+        size: side of the images in pixels.
+        workers: processes to draw with; a script that asks for several needs the `__main__` guard.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: an unknown split, a negative count, a size or seed the world does not take.
+        DataError: the folder holds another export, or cannot be written.
+    """
+    return _export("records", counts, folder, seed, size, workers)
+
+
+def export_levir_cc(
+    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+) -> Path:
+    """LEVIR-CC: `images/SPLIT/{A,B}/NAME.png` and `LevirCCcaptions.json`. See `export_records` for the arguments."""
+    return _export("levir-cc", counts, folder, seed, size, workers)
+
+
+def export_levir_cd(
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    buildings_only: bool = False,
+) -> Path:
+    """LEVIR-CD: `SPLIT/{A,B,label}/NAME.png`, labels 0 / 255. See `export_records` for the other arguments.
+
+    Args:
+        buildings_only: mark changes of buildings alone, as LEVIR-CD does, and not every change.
+    """
+    layout = "levir-cd-buildings" if buildings_only else "levir-cd"
+    return _export(layout, counts, folder, seed, size, workers)
+
+
+def export_levir_mci(
+    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+) -> Path:
+    """LEVIR-MCI: LEVIR-CC's layout with `label` (0 none, 128 road, 255 building, three equal channels) and `label_rgb`.
+
+    See `export_records` for the arguments.
+    """
+    return _export("levir-mci", counts, folder, seed, size, workers)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Some pairs of one split, to be drawn by one process."""
+
+    layout: str
+    folder: Path
+    world: World
+    start: int
+    stop: int
+
+
+def _name(split: str, index: int) -> str:
+    return f"{split}_{index:06d}.png"
+
+
+def _export(
+    layout: str, counts: Mapping[str, int], folder: str | Path, seed: int, size: int, workers: int
+) -> Path:
+    folder = Path(folder)
+    pick(_FILES, layout, what="synth layout")
+    wanted = {split: count for split, count in counts.items() if count}
+    for split, count in wanted.items():
+        if split not in SPLITS or count < 0:
+            raise ConfigError(
+                f"synth export: {count} pairs of {split!r}; splits are {', '.join(SPLITS)}, counts >= 0"
+            )
+    if not wanted:
+        raise ConfigError("synth export: no pairs asked for; give a count for train, val or test")
+    if workers < 1:
+        raise ConfigError(f"synth export: workers={workers}, at least 1 is needed")
+    worlds = {split: World(seed=seed, split=split, size=size) for split in SPLITS if split in wanted}
+    try:
+        _claim(folder, {"layout": layout, "seed": seed, "size": size, "world": VERSION}, wanted)
+        jobs = [
+            _Job(layout, folder, world, start, min(start + _CHUNK, wanted[split]))
+            for split, world in worlds.items()
+            for start in range(0, wanted[split], _CHUNK)
+        ]
+        total, done, began = sum(wanted.values()), 0, time.monotonic()
+        for count in _run(jobs, workers):
+            done += count
+            _progress(done, total, began)
+        _write_lists(layout, folder, worlds, wanted)
+    except OSError as error:
+        raise DataError(f"{folder}: the export cannot be written ({error})") from error
+    return folder
+
+
+def _claim(folder: Path, run: dict[str, Any], counts: dict[str, int]) -> None:
+    """Make sure the folder is new, or holds a part of this very export."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / _MANIFEST
+    if not manifest.exists():
+        if (folder / "images").exists() or any((folder / split).exists() for split in SPLITS):
+            raise DataError(f"{folder} holds images of something else; export to an empty folder")
+    else:
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            before = dict(found.pop("counts"))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{manifest} is damaged ({error}); delete the folder and export again") from error
+        if found != run:
+            changed = ", ".join(f"{key}={found.get(key)!r} there, {value!r} now" for key, value in run.items()
+                                if found.get(key) != value)  # fmt: skip
+            raise DataError(f"{folder} holds another export ({changed}); export to an empty folder")
+        if any(counts.get(split, 0) < count for split, count in before.items()):
+            raise DataError(
+                f"{folder} holds a larger export ({before}, asked {counts}); export to an empty folder"
+            )
+    _write_text(manifest, json.dumps({**run, "counts": counts}, indent=1))
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
+    """Work through the jobs; yields how many pairs each did."""
+    if workers == 1:
+        yield from map(_draw, jobs)
+        return
+    # spawned, not forked: a fork in a process with threads of other libraries may hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_draw, jobs)
+
+
+def _draw(job: _Job) -> int:
+    """Write the images of a job's pairs; a pair whose last file is there is left alone."""
+    split, make = job.world.split, _FILES[job.layout]
+    last = job.folder / _last(job.layout, split)
+    for index in range(job.start, job.stop):
+        name = _name(split, index)
+        if (last / name).exists():
+            continue
+        for path, pixels in make(job.world.pair(index), split, name).items():
+            target = job.folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
+            part.replace(target)
+    return job.stop - job.start
+
+
+def _last(layout: str, split: str) -> str:
+    """The folder whose file of a pair is written last."""
+    return {
+        "records": f"images/{split}/label", "levir-cc": f"images/{split}/B", "levir-mci": f"images/{split}/label_rgb",
+    }.get(layout, f"{split}/label")  # fmt: skip
+
+
+def _write_lists(layout: str, folder: Path, worlds: Mapping[Split, World], counts: Mapping[str, int]) -> None:
+    if layout == "records":
+        for split, world in worlds.items():
+            lines = [json.dumps(_record(world, index)) + "\n" for index in range(counts[split])]
+            _write_text(folder / f"{split}.jsonl", "".join(lines))
+    elif layout in ("levir-cc", "levir-mci"):
+        images: list[dict[str, Any]] = []
+        for split, world in worlds.items():
+            first = len(images)
+            images += [_published(world, index, first + index) for index in range(counts[split])]
+        _write_text(folder / "LevirCCcaptions.json", json.dumps({"images": images, "dataset": "LEVIR-CC"}))
+
+
+def _record(world: World, index: int) -> dict[str, Any]:
+    """One line of our record files."""
+    folder, name = f"images/{world.split}", _name(world.split, index)
+    return {
+        "uid": world.uid(index),
+        "change_flag": int(world.changed(index)),
+        "img1_path": f"{folder}/A/{name}",
+        "img2_path": f"{folder}/B/{name}",
+        "change_caption": list(world.captions(index)),
+        "mask_path": f"{folder}/label/{name}",
+    }
+
+
+def _published(world: World, index: int, number: int) -> dict[str, Any]:
+    """One entry of LEVIR-CC's caption file; sentences are stored tokenised, with a blank in front and a full stop."""
+    ids = [number * 5 + k for k in range(5)]
+    sentences = [
+        {"tokens": text.split(), "raw": f" {text} .", "imgid": number, "sentid": key}
+        for key, text in zip(ids, world.captions(index), strict=True)
+    ]
+    return {
+        "filepath": world.split,
+        "filename": _name(world.split, index),
+        "imgid": number,
+        "split": world.split,
+        "changeflag": int(world.changed(index)),
+        "sentences": sentences,
+        "sentids": ids,
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _progress(done: int, total: int, began: float) -> None:
+    """One line on a terminal; elsewhere a line at every tenth."""
+    rate = done / max(time.monotonic() - began, 1e-6)
+    text = f"synth: {done}/{total} pairs, {rate:.0f} pairs/s"
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total or done * 10 // total > (done - _CHUNK) * 10 // total:
+        print(text, file=sys.stderr, flush=True)
