@@ -67,7 +67,6 @@ def tiny_config(tokenizer: Any, *, fusion: dict[str, Any] | None) -> ChangeVLMCo
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_layers=TINY_LAYERS,
-        initializer_range=0.06,  # 0.02 * sqrt(1152 / 128): the same gain as at the real width
         fusion=fusion,
         image_token_id=add_image_token(tokenizer),
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -27,13 +28,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     learned = json.loads(core.to_str())["model"]
     # the special tokens go into the vocabulary itself: appended by name they would come in an order of their own
     vocabulary = {**learned["vocab"], **{token: len(learned["vocab"]) + i for i, token in enumerate(SPECIAL)}}
-    return Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=[tuple(pair) for pair in learned["merges"]],
-        unk_token=None,  # type: ignore[arg-type] (as in Qwen2: bytes leave nothing unknown)
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[2],
-        additional_special_tokens=[SPECIAL[1]],
-        model_max_length=2048,
-        padding_side="left",
-    )
+    fields: dict[str, Any] = {
+        "vocab": vocabulary,
+        "merges": [tuple(pair) for pair in learned["merges"]],
+        "unk_token": None,  # as in Qwen2: with bytes nothing is unknown
+        "pad_token": SPECIAL[0],
+        "eos_token": SPECIAL[2],
+        "additional_special_tokens": [SPECIAL[1]],
+        "model_max_length": 2048,
+        "padding_side": "left",
+    }
+    return Qwen2Tokenizer(**fields)
