@@ -32,7 +32,7 @@ from llava.model import checkpoint
 from llava.model.anyres import arrange_anyres
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.fusion import DifferenceFusion, build_fusion
-from llava.model.fusion.difference import DifferenceBlock, sine_position_code
+from llava.model.fusion.difference import DifferenceBlock, JoinedLinear, sine_position_code
 from llava.model.projector import Projector
 from llava.model.splice import placeholder_mask, splice
 from llava.model.vision_tower import VisionTower
@@ -85,7 +85,7 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Called for our own modules; tower and language model initialise themselves by their own rules.
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, JoinedLinear)):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)

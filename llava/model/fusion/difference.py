@@ -39,13 +39,26 @@ def sine_position_code(grid: int, dim: int) -> Tensor:
     return torch.cat([y, x], dim=-1).reshape(1, grid * grid, dim)
 
 
+class JoinedLinear(nn.Module):
+    """Weight and bias of a map from `parts` joined inputs to one, which its user applies part by part.
+
+    Not an `nn.Linear`: quantisation and LoRA would replace one, and then take no part in what is computed.
+    """
+
+    def __init__(self, parts: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, parts * dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+
 class DifferenceExtractor(nn.Module):
     """dF(A, B): what differs between two aligned token maps, after each has been gated by the other."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(2 * dim, dim)  # W_m
-        self.proj = nn.Linear(3 * dim, dim)  # W_p
+        self.gate = JoinedLinear(2, dim)  # W_m
+        self.proj = JoinedLinear(3, dim)  # W_p
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """A, B [M, N, D] to dF [M, N, D]."""
