@@ -36,7 +36,7 @@ class Sample:
     answers: list[tuple[list[int], list[int]]]
     """(ids, labels) of each caption: alternatives to one another, not a sequence."""
     changed_share: Tensor | None = None
-    """[N], how much of each patch of the after image changed, 0..1, where the record has a mask."""
+    """[N], how much of each patch's place changed, 0..1, where the record has a mask."""
 
 
 def split_answer(

@@ -22,7 +22,7 @@ class Record:
     change_flag: bool | None = None
     """Whether anything changed, where the data says so."""
     mask_path: str | None = None
-    """Picture of what changed, on the after image's grid: 0 where nothing did; relative to the data root."""
+    """Picture of what changed, on the pair's common grid: 0 where nothing did; relative to the data root."""
 
     def paths(self, root: Path) -> tuple[Path, Path]:
         """Both files under `root`."""

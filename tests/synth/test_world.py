@@ -12,10 +12,10 @@ from llava.synth.phrases import COUNTS, NOUNS
 from llava.synth.phrases import PLACES as PLACE_WORDS
 
 PINNED = {
-    (0, "train", 64, 0): "",
-    (0, "train", 256, 7): "",
-    (5, "val", 100, 12): "",
-    (1, "test", 512, 3): "",
+    (0, "train", 64, 0): "94b05be030655836",
+    (0, "train", 256, 7): "6de5ded0c5afc358",
+    (5, "val", 100, 12): "188aa4f1739ce802",
+    (1, "test", 512, 3): "1db94178ec859632",
 }
 """Changing one of these changes every number ever reported on the world: raise `llava.synth.world.VERSION` too."""
 
