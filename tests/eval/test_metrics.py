@@ -1,3 +1,5 @@
+"""Caption scores: equal to pycocoevalcap, independent of order, with known extremes and published figures."""
+
 import gzip
 import json
 import random

@@ -1,3 +1,5 @@
+"""The result page: self-contained, complete, and nothing that is shown can become markup."""
+
 import base64
 import io
 import re

@@ -1,3 +1,5 @@
+"""Whether a caption states a change, and how text is normalised before scoring."""
+
 import gzip
 import json
 import time
