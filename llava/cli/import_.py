@@ -42,7 +42,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Check and take in `args.folder`."""
     from llava import hub
+    from llava.model import checkpoint
 
+    hub.inspect_checkpoint(args.folder)  # the files are whole
+    checkpoint.inspect(str(args.folder))  # and hold every weight that their config asks for
     target = hub.import_checkpoint(args.folder, args.name, link=args.link, replace=args.replace)
     if hub.inspect_checkpoint(target).pickled:
         print(

@@ -76,6 +76,9 @@ _TOWER_LAYER = re.compile(r"^model\.vision_tower\.encoder\.encoder\.layers\.(\d+
 KNOWN_TOWERS: dict[str, dict[str, Any]] = {"siglip-so400m-patch14-384": SIGLIP_SO400M}
 """Sizes of towers that released configs name without giving them."""
 
+RELEASE_ARCHITECTURES = ("LlavaQwenCCForCausalLM", "LlavaQwenForCausalLM")
+"""Classes of the published code; they decide where a config's `model_type` does not."""
+
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
@@ -358,11 +361,13 @@ def read_config(source: str, **hub: Any) -> ChangeVLMConfig:
     """
     fields, _ = PreTrainedConfig.get_config_dict(source, **hub)
     kind = fields.get("model_type")
+    architectures = fields.get("architectures") or [None]
     if kind == ChangeVLMConfig.model_type:
         return ChangeVLMConfig.from_dict(fields)
     if kind == "llava_onevision":
         return config_from_hub(fields)
-    if kind in ("llava_qwen", "llava_qwen_cc"):
+    # some released configs carry a model_type of their base ("llava", "qwen2"): the class tells
+    if kind in ("llava_qwen", "llava_qwen_cc") or architectures[0] in RELEASE_ARCHITECTURES:
         return config_from_release(fields, source, **hub)
     raise CheckpointError(
         f"model_type={kind!r} in config.json of {source} is not supported; "

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava import cli, hub
+from tests.model.layouts import Sizes, write_release
 from tests.test_hub import REPO, WEIGHTS, Hub, checkpoint, own_home, server
 
 __all__ = ["checkpoint", "own_home", "server"]  # fixtures
@@ -70,12 +71,21 @@ def test_the_variables_of_the_hub_are_obeyed(server: Hub, tmp_path: Path) -> Non
 
 
 def test_an_import_prints_the_folder_and_how_to_use_it(
-    checkpoint: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["import", str(checkpoint)]) == 0
+    weights = write_release(tmp_path / "CCExpert_0.5b", Sizes())
+    (tmp_path / "CCExpert_0.5b" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    (tmp_path / "CCExpert_0.5b" / "tokenizer_config.json").write_text("{}")
+    assert cli.main(["import", str(tmp_path / "CCExpert_0.5b")]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(own_home / "models" / "ccexpert-0.5b")
     assert "--model ccexpert-0.5b" in captured.err
+
+    del weights["model.mm_projector.0.weight"]
+    write_release(tmp_path / "CCExpert_0.5b", Sizes(), weights)
+    assert cli.main(["import", str(tmp_path / "CCExpert_0.5b"), "--name", "y"]) == 1
+    assert "missing (1): model.projector.layers.0.weight" in capsys.readouterr().err
+    assert list(hub.imported()) == ["ccexpert-0.5b"]
 
 
 def test_a_broken_folder_is_status_1(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,17 @@ def test_the_config_says_what_the_release_says(tmp_path):
     assert (config.image_token_id, rest["colour"]) == (3, "red")
 
 
+@pytest.mark.parametrize("model_type", ["llava", "qwen2", None])
+def test_the_published_class_tells_a_release_whatever_its_model_type(model_type, tmp_path):
+    write_release(tmp_path, Sizes(fusion=False))
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {"model_type": model_type, "architectures": ["LlavaQwenForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    model = ChangeVLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.config.fusion is None
+    assert model.config.model_type == "change_vlm"
+
+
 def test_the_vocabulary_is_the_weights_not_the_configs(tmp_path):
     sizes = Sizes(vocab=77)
     write_release(tmp_path, sizes)
@@ -286,7 +297,7 @@ def test_a_pickle_that_runs_code_is_refused(write, tmp_path):
     [
         ({"mm_resampler_type": "perceiver"}, "mm_resampler_type='perceiver'"),
         ({"cc_expert_args": {"downsample_ratio": 2}}, "downsample_ratio=2"),
-        ({"model_type": "bert"}, "model_type='bert'"),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "model_type='bert'"),
         ({"image_grid_pinpoints": "(1x1),...,(2x2)"}, "image_grid_pinpoints"),
     ],
 )
