@@ -99,6 +99,9 @@ if [[ $fresh == yes ]] || ! usable; then
   "$python" -m venv --clear "$venv"
 fi
 py=$venv/bin/python
+# A .venv that lost its pyvenv.cfg (two runs at once, one starting anew) is the base Python in disguise.
+"$py" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' ||
+  fail "$venv is not an environment of its own; run again with --fresh, and only once at a time"
 say "$("$py" -V) in $venv"
 pip() { "$py" -m pip -qq --no-input --disable-pip-version-check "$@"; }
 
