@@ -68,7 +68,7 @@ def test_no_file_names_a_place_of_one_machine(pattern: re.Pattern[str]) -> None:
 def test_the_patterns_find_what_they_are_for() -> None:
     assert MACHINE_PATH.search("open('" + "/".join(("", "home", "me", "data")) + "')")
     assert REGISTRIES.search("https://" + ".".join(("files", "pythonhosted", "org")))
-    assert not MACHINE_PATH.search("$HOME/work/x and ~/tmp/y and data/home/z")
+    assert not MACHINE_PATH.search("$HOME/root/x and ~/tmp/y and data/home/z")
 
 
 @needs_git

@@ -35,7 +35,6 @@ from llava.train.tokenizer import train_tokenizer
 IMAGE_SIZE, PATCH = 192, 24
 VOCABULARY = 1600
 DESCRIBE = "<image>\nWhat is in this image?"
-TINY_FUSION: dict[str, Any] = {"kind": "difference", "depth": 1, "head_dim": 32, "mlp_dim": 256}
 TINY_LAYERS = [2, 4]
 
 
