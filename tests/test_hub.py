@@ -141,7 +141,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "RETRY_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(hub.fetch, "RETRY_WAITS", (0.0, 0.0))
     state = Hub()
     http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": state}))
     state.url = f"http://127.0.0.1:{http.server_port}"
@@ -334,7 +334,10 @@ def test_paths_and_hub_ids_stand_for_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["./absent", "../absent", "a/b/c", "/absent", "~/absent-folder", "runs/", r"C:\x"]
 )
-def test_a_path_that_is_not_there_is_no_hub_id(path: str) -> None:
+def test_a_path_that_is_not_there_is_no_hub_id(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DownloadError, match="no folder"):
         hub.resolve(path)
 
@@ -386,7 +389,7 @@ def test_an_interrupted_import_is_not_a_model(checkpoint: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(hub, "_place", stop)
+        patch.setattr(hub.importing, "_place", stop)
         hub.import_checkpoint(checkpoint, "mine")
     assert hub.imported() == {}
     assert list(hub.imported(hub.import_checkpoint(checkpoint, "mine").parent.parent)) == ["mine"]
