@@ -3,7 +3,7 @@
     python benchmarks/change_map.py --model tiny --pairs 200
 
 Printed for each score: area under the ROC curve over patches (a patch counts as changed where at least a quarter
-of it did), averaged over changed pairs; and, of the map's mean, the area that tells changed pairs from unchanged.
+of it did), averaged over changed pairs; and, of the map's mean level, the area that tells changed pairs from unchanged.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.captioner import ChangeCaptioner
-from llava.model.change_map import SCORES, pair_distance, scores_to_map
+from llava.model.change_map import SCORES, outstanding, pair_distance
 from llava.synth import World
 
 
@@ -54,9 +54,13 @@ def main() -> None:
         )  # the fused dates [1, N, D]
         scores = {name: score(features.change) for name, score in SCORES.items()}
         scores["fused dates"] = pair_distance(before, after)
+        levels = {name: outstanding(values) for name, values in scores.items()}
+        if captioner.model.model.fusion.map_head is not None:
+            scores["map head"] = captioner.model.model.fusion.map_head(features.change)[..., 0].detach()
+            levels["map head"] = scores["map head"].sigmoid()
         share = F.adaptive_avg_pool2d(torch.from_numpy(pair.binary_mask).float()[None], grid).flatten()
         for name, values in scores.items():
-            strength.setdefault(name, []).append(float(scores_to_map(values, (grid, grid)).mean()))
+            strength.setdefault(name, []).append(float(levels[name].mean()))
             if pair.changed and 0 < int((share >= 0.25).sum()) < len(share):
                 inside.setdefault(name, []).append(area(values[0], share >= 0.25))
     flags = torch.tensor(changed)

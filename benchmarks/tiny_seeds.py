@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from llava.cli.quickstart import TRAIN_PAIRS
+
 COLUMNS = ("decision", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "Sm", "Sm changed", "Sm shuffled")
 
 
@@ -65,10 +67,12 @@ def main() -> None:
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.parallel)
     jobs = [(fusion, seed) for seed in args.seeds for fusion in ("difference", "none")]
-    first = run(args.out, *jobs[0], threads)  # alone: it draws the data that all share
+    pairs = ["--train", str(TRAIN_PAIRS), "--test", "500"]  # what all runs share
+    subprocess.run([sys.executable, "-m", "llava", "synth", str(args.out / "data"), *pairs], check=True)
     with ThreadPoolExecutor(args.parallel) as pool:
-        rest = list(pool.map(lambda job: run(args.out, *job, threads), jobs[1:]))
-    results = dict(zip(jobs, [first, *rest], strict=True))
+        made = list(pool.map(lambda job: run(args.out, *job, threads), jobs))
+    results = dict(zip(jobs, made, strict=True))
+    first = made[0]
     rows = {job: row(metrics) for job, metrics in results.items()}
 
     print("| fusion | seed | " + " | ".join(COLUMNS) + " |")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,15 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """All fields but the map, ready for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "map"}
+
+
+class PairPixels(NamedTuple):
+    """A pair as its model sees it."""
+
+    values: torch.Tensor
+    """[2, C, S, S] float32, before then after."""
+    size: tuple[int, int]
+    """Height and width of the after image."""
 
 
 class ChangeCaptioner:
@@ -234,12 +243,54 @@ class ChangeCaptioner:
             answers += self._batch(pairs[i : i + batch_size], questions[i : i + batch_size], how)
         return answers
 
+    def read(self, before: ImageSource, after: ImageSource) -> PairPixels:
+        """A pair as the model sees it, for `answer_batch`. Safe in other threads: pairs can be read while the
+        model works.
+
+        Raises:
+            ImageError: an image cannot be used; it is named.
+        """
+        pair = load_pair(before, after, allow_url=self.allow_url)
+        values: torch.Tensor = self.processor.image_processor.preprocess(list(pair))["pixel_values"]
+        return PairPixels(values, (pair[1].height, pair[1].width))
+
+    def prompt_ids(self, question: str = QUESTION) -> list[int]:
+        """The tokens of a question about a pair, each image as its placeholders."""
+        return self._ids(pair_conversation(question))
+
+    def answer_batch(
+        self,
+        pairs: Sequence[PairPixels],
+        question: str | Sequence[str] = QUESTION,
+        *,
+        map_side: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Answer]:
+        """Answers about pairs that `read` has read, as one batch: each pair is encoded once.
+
+        Args:
+            question: one for all pairs, or one a pair.
+            map_side: put change maps into the answers, with a longer side of so many pixels.
+            options: fields of `llava.generation.Generation` for this call.
+
+        Raises:
+            ConfigError: a wrong option, or maps of a model without fusion.
+        """
+        started = time.perf_counter()
+        questions = [question] * len(pairs) if isinstance(question, str) else list(question)
+        if len(questions) != len(pairs):
+            raise ConfigError(f"{len(questions)} questions for {len(pairs)} pairs; give one, or one a pair")
+        if map_side is not None:
+            self._need_fusion()
+        return self._answer_batch(pairs, questions, self.generation.but(options), started, map_side)
+
     @torch.no_grad()
-    def change_map(self, before: ImageSource, after: ImageSource, *, score: str = "median") -> np.ndarray:
+    def change_map(self, before: ImageSource, after: ImageSource, *, score: str | None = None) -> np.ndarray:
         """Where the pair differs, by the fusion's change stream: float32 [H, W] in 0..1 on the after
         image's grid.
 
-        A rank within this pair, made without training (see `llava.model.change_map`), and no probability.
+        A probability where the fusion was trained with a map head. Otherwise, or with a `score` of
+        `llava.model.change_map.SCORES`, a rank within this pair, made without training.
 
         Raises:
             ConfigError: the model has no fusion, or an unknown score.
@@ -258,16 +309,30 @@ class ChangeCaptioner:
         self, pairs: Sequence[tuple[ImageSource, ImageSource]], questions: Sequence[str], how: Generation
     ) -> list[Answer]:
         started = time.perf_counter()
-        pictures = [load_pair(before, after, allow_url=self.allow_url) for before, after in pairs]
-        conversations = [pair_conversation(question) for question in questions]
-        inputs = self._inputs(pictures, [pair_conversation()] * len(pairs))
-        encoded = encode(self.model, inputs["input_ids"], inputs["pixel_values"])
-        prompts = [self._ids(messages) for messages in conversations]
+        return self._answer_batch([self.read(*pair) for pair in pairs], questions, how, started)
+
+    def _answer_batch(
+        self,
+        pairs: Sequence[PairPixels],
+        questions: Sequence[str],
+        how: Generation,
+        started: float,
+        map_side: int | None = None,
+    ) -> list[Answer]:
+        known = {question: self.prompt_ids(question) for question in set(questions)}
+        prompts = [known[question] for question in questions]
+        ids = torch.tensor(prompts[:1]).expand(len(pairs), -1)
+        encoded = encode(self.model, ids, torch.stack([pair.values for pair in pairs]))
         generated = generate(self.model, encoded, prompts, how, ends=self._ends, pad=self._pad)
+        maps: list[np.ndarray | None] = [None] * len(pairs)
+        if map_side is not None and encoded.change is not None:
+            for i, pair in enumerate(pairs):
+                height, width = (max(1, round(side * map_side / max(pair.size))) for side in pair.size)
+                maps[i] = self._map(encoded.change[i : i + 1], (height, width), None)
         each = (time.perf_counter() - started) / len(pairs)
         return [
-            self._answer(question, one, started, seconds=each)
-            for question, one in zip(questions, generated, strict=True)
+            self._answer(question, one, started, seconds=each, drawn=drawn)
+            for question, one, drawn in zip(questions, generated, maps, strict=True)
         ]
 
     def _inputs(
@@ -316,18 +381,19 @@ class ChangeCaptioner:
                 "from; use a CCExpert model, or the built-in one"
             )
 
-    def _map(self, change: torch.Tensor | None, size: tuple[int, int], score: str = "median") -> np.ndarray:
+    def _map(self, change: torch.Tensor | None, size: tuple[int, int], score: str | None) -> np.ndarray:
         self._need_fusion()
         assert change is not None
+        head = getattr(self.model.model.fusion, "map_head", None) if score is None else None
         vision = self.model.config.vision_config
         covered = self.model.config.grid * vision.patch_size / vision.image_size
         height, width = size
-        if self.processor.image_processor.aspect != "pad":
-            return change_map(change, size, score=score, covered=covered)[0].cpu().numpy()
-        side = max(size)  # the model saw the picture in the middle of a square
-        square = change_map(change, (side, side), score=score, covered=covered)[0]
-        top, left = (side - height) // 2, (side - width) // 2
-        return square[top : top + height, left : left + width].cpu().numpy()
+        padded = self.processor.image_processor.aspect != "square"
+        seen = (max(size), max(size)) if padded else size  # padded: the picture lay in the middle of a square
+        with torch.no_grad():
+            drawn = change_map(change, seen, head=head, score=score or "median", covered=covered)[0]
+        top, left = (seen[0] - height) // 2, (seen[1] - width) // 2
+        return drawn[top : top + height, left : left + width].cpu().numpy()
 
 
 class ChangeChat:
@@ -400,7 +466,7 @@ class ChangeChat:
             raise failure[0]
         self._rounds += finished
 
-    def change_map(self, *, score: str = "median") -> np.ndarray:
+    def change_map(self, *, score: str | None = None) -> np.ndarray:
         """As `ChangeCaptioner.change_map`, from what is encoded already."""
         return self._captioner._map(self._encoded.change, self._size, score)
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, TypedDict, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, StaticCache, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from llava.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +32,8 @@ class Options(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int | None
+    static_cache: bool
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class Generation:
     """Sampling only: draw from the most probable tokens that together have this probability."""
     seed: int | None = None
     """Sampling only: the same seed, pair and question give the same answer; None draws anew each time."""
+    static_cache: bool = False
+    """Batches only: hold keys and values in one block of fixed size, which is not copied for each new token."""
+    compile: bool = False
+    """Batches on a CUDA device only, with `static_cache`: compile the step that makes a token. The first batch of
+    each size takes a minute or more."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
@@ -65,6 +73,10 @@ class Generation:
                 f"temperature={self.temperature} must be above 0 and top_p={self.top_p} in 0..1; "
                 "for the most probable answer leave do_sample off"
             )
+        if self.static_cache and self.num_beams > 1:
+            raise ConfigError(f"static_cache is for one beam, not for num_beams={self.num_beams}")
+        if self.compile and not self.static_cache:
+            raise ConfigError("compile needs static_cache, whose tensors keep their shape")
 
     def but(self, options: Options) -> "Generation":
         """These settings with some replaced.
@@ -93,6 +105,7 @@ class Generation:
             length_penalty=1.0,
             eos_token_id=list(ends),
             pad_token_id=pad,
+            disable_compile=not self.compile,
         )
 
 
@@ -213,6 +226,8 @@ def generate(
     if any(list(prompt[:prefix]) != encoded.ids for prompt in prompts):
         raise DataError("a prompt does not begin as the encoded pair does; encode it anew")
     longest = max(map(len, prompts))
+    if how.compile and model.device.type not in ("cuda", "xpu"):
+        raise ConfigError(f"compile is for CUDA devices, the model is on {model.device}; leave it off")
     room = int(getattr(model.config.text_config, "max_position_embeddings", 1 << 30)) - longest
     if room < 1:
         raise DataError(
@@ -234,7 +249,9 @@ def generate(
 
     scores = _Scores() if how.num_beams == 1 else None
     watch = _Watch(scores, stop)
-    cache = encoded.cache
+    cache: Cache = encoded.cache
+    if how.static_cache:
+        cache = _static_copy(model, encoded.cache, longest + how.max_new_tokens)
     if how.num_beams > 1:  # beams overwrite each other's keys and values: they work on a copy
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(how.num_beams)
@@ -267,6 +284,32 @@ def generate(
         Generated(row[:length], float(terms[:length].sum()), watch.first_token_at)
         for row, terms, length in zip(new.tolist(), chosen.double().cpu(), lengths, strict=True)
     ]
+
+
+def _static_copy(model: ChangeVLMForConditionalGeneration, cache: DynamicCache, length: int) -> StaticCache:
+    """The keys and values of `cache` in a block with room for `length` tokens at least."""
+    length = -(-length // _STATIC_STEP) * _STATIC_STEP
+    held: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cast(Any, cache).layers]
+    shape = (len(held[0][0]), length, held[0][0].dtype)
+    known = _static_caches.get(model)
+    if known is not None and known[0] == shape:
+        static = known[1]
+        static.reset()
+    else:
+        static = StaticCache(config=model.config.text_config, max_cache_len=length)
+        _static_caches[model] = (shape, static)
+    for number, (keys, values) in enumerate(held):  # [B, heads, P, d]
+        static.update(keys, values, number)
+    return static
+
+
+_STATIC_STEP = 64
+"""Lengths of static caches are multiples of this, so that few are made, and few compiled for."""
+
+_static_caches: "WeakKeyDictionary[ChangeVLMForConditionalGeneration, tuple[Any, StaticCache]]" = (
+    WeakKeyDictionary()
+)
+"""The last one of each model: what was compiled or recorded holds for tensors at the same addresses."""
 
 
 @torch.no_grad()

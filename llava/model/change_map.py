@@ -1,8 +1,9 @@
 """Where a pair differs, from the fusion's change stream alone: a map on the after image, and a picture of it.
 
-Nothing here is trained. The change stream Q holds one token a patch; most patches of a pair show no change
-and give much the same token, so a patch counts as changed by how far its token lies from the image's
-typical one. That is a rank within one image, not a probability, and it fails where most of the image changed.
+The change stream Q holds one token a patch. A model trained with change masks has a head that reads each token
+as the probability that its patch changed. Without one nothing is trained: most patches of a pair show no change
+and give much the same token, so a patch counts as changed by how far its token lies from the image's typical
+one. That is a rank within one image, not a probability, and it fails where most of the image changed.
 
 Shapes: B pairs, N = g x g tokens, D tower width, H x W pixels.
 """
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.errors import DataError
 from llava.registry import pick
@@ -42,7 +43,7 @@ def mean_angle(change: Tensor) -> Tensor:
 
 
 def pair_distance(before: Tensor, after: Tensor) -> Tensor:
-    """Distance between the two dates' tokens of one place: twice [B, N, D] to [B, N]. For `scores_to_map`."""
+    """Distance between the two dates' tokens of one place: twice [B, N, D] to [B, N]. For `outstanding`."""
     return _relative(after - before, before)
 
 
@@ -61,19 +62,25 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "median-angle": median_angle,
     "mean-angle": mean_angle,
 }
-"""What `change_map` can be made from; "median" is the default."""
+"""How `change_map` can score tokens of a model whose fusion has no map head."""
 
 
 def change_map(
-    change: Tensor, size: tuple[int, int], *, score: str = "median", covered: float = 1.0
+    change: Tensor,
+    size: tuple[int, int],
+    *,
+    head: nn.Module | None = None,
+    score: str = "median",
+    covered: float = 1.0,
 ) -> Tensor:
     """The change stream as a map.
 
     Args:
         change: Q [B, N, D], as `ChangeVLMModel.get_image_features(...).change` gives it.
         size: height and width of the map in pixels.
-        score: how a token is scored, a name of `SCORES`.
-        covered: share of the image's side that the patches cover, see `scores_to_map`.
+        head: the fusion's map head, D to one logit; the map is its probability then, and `score` is not used.
+        score: how a token is scored without a head, a name of `SCORES`.
+        covered: share of the image's side that the patches cover, see `levels_to_map`.
 
     Returns:
         [B, H, W] float32 in 0..1.
@@ -82,34 +89,44 @@ def change_map(
         ConfigError: an unknown score.
         DataError: N is no square number.
     """
-    return scores_to_map(pick(SCORES, score, what="change score")(change.float()), size, covered=covered)
+    if head is not None:
+        return levels_to_map(head(change)[..., 0].float().sigmoid(), size, covered=covered)
+    scores = pick(SCORES, score, what="change score")(change.float())
+    return levels_to_map(outstanding(scores), size, covered=covered)
 
 
-def scores_to_map(scores: Tensor, size: tuple[int, int], *, covered: float = 1.0) -> Tensor:
-    """Token scores [B, N] to maps [B, H, W] in 0..1, laid over the image pixel by pixel.
+def outstanding(scores: Tensor) -> Tensor:
+    """How far each token's score stands out from its image's: [B, N] to [B, N] in 0..1.
 
     A score counts from the image's median in units of its scatter (1.4826 times the median absolute
-    deviation, `FLOOR` at least): `QUIET` and less is 0, `LOUD` and more is 1. Between patch centres the map
-    is bilinear.
-
-    Args:
-        covered: share of the image's side that the patches cover. A 384 pixel input in patches of 14 has
-            27 of them, 378 pixels; what lies beyond repeats the last patch.
+    deviation, `FLOOR` at least): `QUIET` and less is 0, `LOUD` and more is 1.
     """
-    side = math.isqrt(scores.shape[1])
-    if side**2 != scores.shape[1]:
-        raise DataError(f"{scores.shape[1]} tokens are no square grid, so they have no places in an image")
     scores = scores.float()
     median = scores.median(dim=1, keepdim=True).values
     scatter = 1.4826 * (scores - median).abs().median(dim=1, keepdim=True).values
     scatter = scatter.clamp(min=FLOOR)
-    level = (((scores - median) / scatter - QUIET) / (LOUD - QUIET)).clamp(0, 1)
+    return (((scores - median) / scatter - QUIET) / (LOUD - QUIET)).clamp(0, 1)
+
+
+def levels_to_map(level: Tensor, size: tuple[int, int], *, covered: float = 1.0) -> Tensor:
+    """Levels of the tokens [B, N] to maps [B, H, W], laid over the image pixel by pixel, bilinear between centres.
+
+    Args:
+        covered: share of the image's side that the patches cover. A 384 pixel input in patches of 14 has
+            27 of them, 378 pixels; what lies beyond repeats the last patch.
+
+    Raises:
+        DataError: N is no square number.
+    """
+    side = math.isqrt(level.shape[1])
+    if side**2 != level.shape[1]:
+        raise DataError(f"{level.shape[1]} tokens are no square grid, so they have no places in an image")
     # pixel centres of the image in the -1..1 coordinates of the token grid
-    rows, columns = (((torch.arange(n, device=scores.device) + 0.5) / n) / covered * 2 - 1 for n in size)
+    rows, columns = (((torch.arange(n, device=level.device) + 0.5) / n) / covered * 2 - 1 for n in size)
     place = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
     grid = level.view(-1, 1, side, side)
     return F.grid_sample(
-        grid, place.expand(len(scores), -1, -1, -1), padding_mode="border", align_corners=False
+        grid, place.expand(len(level), -1, -1, -1), padding_mode="border", align_corners=False
     )[:, 0]
 
 

@@ -575,6 +575,9 @@ def export_release(model: Any, folder: str | Path, max_shard_size: int | str = "
         "num_channels", "hidden_act", "layer_norm_eps",
     )  # fmt: skip
     state = {to_release(name): tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if dropped := [name for name in state if name.startswith("model.fusion.map_head.")]:
+        logger.warning("the release's layout has no place for the change map's head, left out: %s", dropped)
+        state = {name: tensor for name, tensor in state.items() if name not in dropped}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight")
     folder.mkdir(parents=True, exist_ok=True)

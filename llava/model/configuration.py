@@ -103,7 +103,7 @@ class ChangeVLMConfig(PreTrainedConfig):
         vision_layers: hidden states handed on, shallow to deep. Entry 0 is the patch embedding's output, entry i the
             output of layer i. Negative numbers count from the end and are stored as positive ones. The fusion adds
             to the last one listed; without fusion that one alone is used.
-        fusion: None (the baseline) or `{"kind": "difference", "depth", "head_dim", "mlp_dim"}`.
+        fusion: None (the baseline) or `{"kind": "difference", "depth", "head_dim", "mlp_dim", "map_head"}`.
         projector: "mlp2x_gelu" (any depth: "mlp3x_gelu", ...) or "linear".
         image_token_id: the placeholder's id; each image takes `image_seq_length` of them.
         image_newline: whether the model has LLaVA-OneVision's row separator, needed for `anyres` single images.

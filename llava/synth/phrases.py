@@ -37,15 +37,15 @@ OLD = {"trees": ("woods", "woodlands"), "house": ("old houses", "houses"), "fiel
 """What was replaced."""
 
 PLACES: dict[str, tuple[str, ...]] = {
-    "top left": ("at top left", "at upper left"),
-    "top": ("at the top", "at the upper edge", "at the top edge"),
-    "top right": ("in upper right", "in top right"),
-    "left": ("on the left", "in the left part"),
+    "top left": ("at the top left", "at the upper left"),
+    "top": ("along the upper edge", "at the top edge", "at the top"),
+    "top right": ("in the upper right", "in the top right"),
+    "left": ("on the left side", "on the left"),
     "middle": ("in the center", "in the middle", "in the central part"),
-    "right": ("to the right", "along the right"),
-    "bottom left": ("by the lower left", "by the bottom left"),
+    "right": ("to the right", "along the right side"),
+    "bottom left": ("by the lower left corner", "by the bottom left corner"),
     "bottom": ("near the bottom", "near the lower edge"),
-    "bottom right": ("toward bottom right", "toward lower right"),
+    "bottom right": ("toward the bottom right", "toward the lower right"),
 }
 
 ROAD_WAYS: dict[str, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ from llava.synth.render import Look, render, visible
 from llava.synth.scene import CLASSES, DATES, PLACES, Change, Date, Presence, Scene, Thing, cells_of
 from llava.synth.shapes import coarse
 
-VERSION = 1
+VERSION = 2
 """Goes up when a pair of the same number changes."""
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

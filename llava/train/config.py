@@ -47,8 +47,9 @@ class TrainConfig:
     """All captions of a pair in one pass, or one drawn anew each epoch."""
     labels: Literal["answer", "release"] = "answer"
     mask_weight: float = 0.0
-    """Weight of a second loss for records with a `mask_path`: a linear head, thrown away after training, foretells
-    from the language model's middle layer, at the after image's tokens, which patches changed. 0: captions alone."""
+    """Weight of a second loss for records with a `mask_path`, on which patches changed: foretold by a linear head,
+    thrown away after training, from the language model's middle layer at the after image's tokens, and, where the
+    fusion has a `map_head`, by that from the change stream. 0: captions alone."""
     learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
     """Parts that learn; the others are frozen."""
     learning_rate: float = 1e-5

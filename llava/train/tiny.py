@@ -1,7 +1,9 @@
 """The tiny ChangeVLM: its sizes, and how its base (tower and language model) is pretrained.
 
 The base sees single images of the synthetic world with their descriptions, and captions as text alone; it never sees
-a pair. Two losses: the descriptions' words, and, through a head that is thrown away, what lies under each patch.
+a pair. Losses: the descriptions' words, and, through heads that are thrown away, what lies under each patch and in
+which row and column of the image it stands. Without the last the tower forgets where a patch is, and no language
+model could say it.
 Run by scripts/train/tiny_base.sh; the result ships with the package.
 """
 
@@ -27,6 +29,7 @@ from llava.data.conversation import IGNORE, text_to_content
 from llava.data.dataset import Sample, split_answer, text_sample
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import ChangeVLMConfig
+from llava.model.fusion.difference import sine_position_code
 from llava.model.processing import ChangeVLMProcessor, add_image_token
 from llava.model.splice import placeholder_mask, splice
 from llava.synth import CLASSES, World
@@ -143,7 +146,19 @@ class BaseTrainer:
         self.views, self.texts, self.processor = views, texts, processor
         self.random = random.Random(seed)
         self.model = ChangeVLMForConditionalGeneration(tiny_config(processor.tokenizer, fusion=None))
-        self.patch_head = nn.Linear(128, len(CLASSES))
+        grid = IMAGE_SIZE // PATCH
+        with torch.no_grad():  # a start that shows: the usual one is a thirtieth of what a patch looks like
+            embeddings = self.model.model.vision_tower.encoder.embeddings
+            embeddings.position_embedding.weight.copy_(sine_position_code(grid, 128)[0])
+        self.heads = nn.ModuleDict(
+            {
+                "patch": nn.Linear(128, len(CLASSES)),
+                "row": nn.Linear(128, grid),
+                "column": nn.Linear(128, grid),
+            }
+        )
+        rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+        self.places = {"row": rows.flatten(), "column": columns.flatten()}  # [N] each
         messages = [{"role": "user", "content": text_to_content(DESCRIBE)}]
         bare = processor.tokenizer(processor.prompt(messages))["input_ids"]
         self.prompt = processor.expand(bare, [processor.image_seq_length])
@@ -176,14 +191,20 @@ class BaseTrainer:
         model = self.model.model
         states = model.vision_tower(pixels)[-1]  # [B, N, D]
         shares = torch.from_numpy(np.stack([v.patches for v in views])).float() / 255  # [B, N, classes]
-        patch_loss = F.cross_entropy(self.patch_head(states).flatten(0, 1), shares.flatten(0, 1))
+        patch_loss = F.cross_entropy(self.heads["patch"](states).flatten(0, 1), shares.flatten(0, 1))
+        place_loss = torch.stack(
+            [
+                F.cross_entropy(self.heads[name](states).flatten(0, 1), where.repeat(len(states)))
+                for name, where in self.places.items()
+            ]
+        ).mean()
         batch_told = self.collate([self._described(view) for view in told])
         ids, placeholder = batch_told["input_ids"], model.config.image_token_id
         features = model.projector(states[: len(told)]).flatten(0, 1)
         embeds = model.get_input_embeddings()(ids.masked_fill(ids == placeholder, 0))
         word_loss = self._words(batch_told, splice(embeds, placeholder_mask(ids, placeholder), features))
-        losses = {"patch": patch_loss.item(), "words": word_loss.item()}
-        loss = word_loss + patch_loss
+        losses = {"patch": patch_loss.item(), "place": place_loss.item(), "words": word_loss.item()}
+        loss = word_loss + patch_loss + 0.2 * place_loss
         if self.texts:
             text = self.collate([self._text(self.random.choice(self.texts)) for _ in views])
             text_loss = self._words(text, model.get_input_embeddings()(text["input_ids"]))
@@ -213,7 +234,7 @@ class BaseTrainer:
 
     def fit(self, steps: int, batch_size: int, learning_rate: float, log_every: int = 50) -> None:
         """AdamW with warm-up and cosine decay; a line of losses every `log_every` steps."""
-        parameters = [*self.model.parameters(), *self.patch_head.parameters()]
+        parameters = [*self.model.parameters(), *self.heads.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=steps, pct_start=0.05

@@ -1,6 +1,7 @@
 """Fine-tuning on transformers' Trainer; overridden is only what differs."""
 
 import copy
+import dataclasses
 from collections import defaultdict
 from typing import Any
 
@@ -48,6 +49,7 @@ class ChangeTrainer(Trainer):
         self.run = run
         super().__init__(*args, **kwargs)
         self.mask_head: nn.Linear | None = None
+        self.map_head: nn.Module | None = None
         self._mask_losses: list[torch.Tensor] = []
         if run.mask_weight > 0:
             if self.args.world_size > 1:
@@ -57,6 +59,7 @@ class ChangeTrainer(Trainer):
             assert isinstance(self.model, ChangeVLMForConditionalGeneration)
             self.image_token_id = self.model.config.image_token_id
             self.mask_head = nn.Linear(self.model.config.text_config.hidden_size, 1).to(self.args.device)
+            self.map_head = getattr(self.model.model.fusion, "map_head", None)
 
     def compute_loss(
         self,
@@ -75,6 +78,9 @@ class ChangeTrainer(Trainer):
         images = middle[inputs["input_ids"] == self.image_token_id]  # [B 2 N, H], before then after
         after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
         masks = F.binary_cross_entropy_with_logits(self.mask_head(after)[..., 0].float(), shares)
+        if self.map_head is not None:
+            logits = self.map_head(outputs.change)[..., 0].float()  # [B, N]
+            masks = masks + F.binary_cross_entropy_with_logits(logits, shares)
         self._mask_losses.append(masks.detach())
         loss = loss + self.run.mask_weight * masks / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -105,6 +111,9 @@ class ChangeTrainer(Trainer):
 
 def training_arguments(run: TrainConfig) -> TrainingArguments:
     """The Trainer's settings for a run."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"  # one thing, by version
+    checkpointing: dict[str, Any] = {new if new in known else old: run.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(run.output_dir),
         per_device_train_batch_size=run.batch_size,
@@ -117,7 +126,6 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         warmup_steps=run.warmup_ratio,
         lr_scheduler_type="cosine",
         bf16=run.bf16,
-        gradient_checkpointing=run.gradient_checkpointing,
         seed=run.seed,
         data_seed=run.seed,
         logging_steps=run.logging_steps,
@@ -129,6 +137,7 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,
+        **checkpointing,
     )
 
 
@@ -152,6 +161,8 @@ def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
     if run.fusion != "keep":
         model = with_fusion(model, run.fusion)
     set_learning(model, run.learn)
+    if run.mask_weight == 0 and (map_head := getattr(model.model.fusion, "map_head", None)) is not None:
+        map_head.requires_grad_(False)  # nothing would teach it
     dataset = CaptionDataset(
         read_records(run.data),
         run.root or run.data.parent,

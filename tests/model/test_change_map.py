@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
-from llava.model.change_map import SCORES, change_map, overlay, pair_distance, scores_to_map
+from llava.model.change_map import SCORES, change_map, levels_to_map, outstanding, overlay, pair_distance
 
 
 def stream_with_one_change(
@@ -48,7 +48,7 @@ def test_the_map_does_not_depend_on_the_scale_of_the_stream() -> None:
 def test_patches_that_leave_a_margin_lie_where_they_were_cut() -> None:
     scores = torch.zeros(1, 9)
     scores[0, 2] = 100.0  # top right of 3 x 3 patches, which cover 30 of 40 pixels
-    drawn = scores_to_map(scores, (40, 40), covered=0.75)[0]
+    drawn = levels_to_map(outstanding(scores), (40, 40), covered=0.75)[0]
     assert drawn[5, 25] > 0.9 and drawn[5, 12] == 0 and drawn[25, 25] == 0
     assert (drawn[0, 30:] == drawn[0, 29]).all()  # beyond the last patch
 
@@ -57,8 +57,20 @@ def test_pair_distance_makes_a_map_too() -> None:
     before = torch.randn(1, 16, 4)
     after = before.clone()
     after[0, 5] += 3
-    drawn = scores_to_map(pair_distance(before, after), (4, 4))[0]
+    drawn = levels_to_map(outstanding(pair_distance(before, after)), (4, 4))[0]
     assert int(drawn.argmax()) == 5 and (drawn > 0).sum() == 1
+
+
+def test_with_a_head_the_map_is_its_probability() -> None:
+    change = torch.zeros(1, 9, 4)
+    change[0, 4, 1] = 1.0
+    head = torch.nn.Linear(4, 1)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0, 4.0, 0.0, 0.0]]))
+        head.bias.fill_(-2.0)
+        drawn = change_map(change, (3, 3), head=head)[0]
+    assert drawn[1, 1] == torch.tensor(2.0).sigmoid()
+    assert torch.allclose(drawn[0], torch.tensor(-2.0).sigmoid())  # the whole image may be changed, or none of it
 
 
 def test_wrong_input_is_named() -> None:

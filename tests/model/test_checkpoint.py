@@ -350,3 +350,17 @@ def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
     export_release(baseline, tmp_path / "out")
     with pytest.raises(CheckpointError, match="already holds"):
         export_release(baseline, tmp_path / "out")
+
+
+def test_export_leaves_the_map_head_out_and_says_so(tmp_path, caplog):
+    write_release(tmp_path / "given", Sizes())
+    model = ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "given")
+    model.model.fusion.map_head = torch.nn.Linear(model.config.vision_config.hidden_size, 1)
+    with caplog.at_level("WARNING"):
+        export_release(model, tmp_path / "out")
+    assert "model.fusion.map_head.weight" in caplog.text
+    again = ChangeVLMForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert again.state_dict().keys() == model.state_dict().keys() - {
+        "model.fusion.map_head.weight",
+        "model.fusion.map_head.bias",
+    }

@@ -12,9 +12,9 @@ from llava.synth.phrases import COUNTS, NOUNS
 from llava.synth.phrases import PLACES as PLACE_WORDS
 
 PINNED = {
-    (0, "train", 64, 0): "94b05be030655836",
-    (0, "train", 256, 7): "6de5ded0c5afc358",
-    (5, "val", 100, 12): "188aa4f1739ce802",
+    (0, "train", 64, 0): "2ea34042e22471b9",
+    (0, "train", 256, 7): "8741e42d8b96f63f",
+    (5, "val", 100, 12): "beb676e8322c4763",
     (1, "test", 512, 3): "1db94178ec859632",
 }
 """Changing one of these changes every number ever reported on the world: raise `llava.synth.world.VERSION` too."""

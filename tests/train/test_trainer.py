@@ -121,3 +121,17 @@ def test_the_mask_loss_reaches_every_part_and_needs_one_process(run_folder: Path
     assert plain.keys() == masked.keys()  # the head is not part of what is saved
     moved = {part_of(name) for name in plain if not torch.equal(plain[name], masked[name])}
     assert moved == {"tower", "fusion", "projector", "llm"}
+
+
+def test_the_map_head_learns_from_masks_alone(run_folder: Path):
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).save(run_folder / "mask.png")
+    rows = json.loads((run_folder / "data.json").read_text())
+    (run_folder / "masks.json").write_text(json.dumps([row | {"mask_path": "mask.png"} for row in rows]))
+    fusion = {**FUSION, "map_head": True}
+    start, plain, masked = (
+        train(
+            config(run_folder, f"head{n}", data=run_folder / "masks.json", fusion=fusion, **fields)
+        ).state_dict()["model.fusion.map_head.weight"]
+        for n, fields in enumerate([{"learn": ["llm"], "mask_weight": 1.0}, {}, {"mask_weight": 5.0}])
+    )
+    assert torch.equal(start, plain) and not torch.equal(plain, masked)

@@ -189,12 +189,22 @@ class DifferenceFusion(nn.Module):
         depth: blocks (the release's `per_expert_depth`).
         head_dim: features of one head; D must be a multiple of it.
         mlp_dim: hidden width of each block's MLP. The release's default is 4608 whatever D.
+        map_head: also keep a linear `map_head` from Q to the logit that a patch changed, for training with change
+            masks. `forward` does not use it. The release has none.
 
     Raises:
         ConfigError: `dim` is no multiple of `head_dim` or of 4, or `depth` is not positive.
     """
 
-    def __init__(self, dim: int, grid: int, depth: int = 2, head_dim: int = 128, mlp_dim: int = 4608) -> None:
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        depth: int = 2,
+        head_dim: int = 128,
+        mlp_dim: int = 4608,
+        map_head: bool = False,
+    ) -> None:
         super().__init__()
         if dim % head_dim or dim % 4:
             raise ConfigError(f"fusion.head_dim={head_dim} (and 4) must divide the tower's width {dim}")
@@ -204,6 +214,7 @@ class DifferenceFusion(nn.Module):
         self.difference = DifferenceExtractor(dim)
         self.blocks = nn.ModuleList(DifferenceBlock(dim, head_dim, mlp_dim) for _ in range(depth))
         self.level_gate = LevelGate(dim)
+        self.map_head = nn.Linear(dim, 1) if map_head else None
         self.register_buffer("position", sine_position_code(grid, dim), persistent=False)
 
     def forward(self, before: Tensor, after: Tensor) -> FusedPair:
