@@ -8,6 +8,9 @@ from typing import Any
 
 from llava.errors import DataError
 
+_OPTIONAL = ("mask_path", "conversation")
+"""Fields that a file does not name where there is nothing to say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -23,6 +26,8 @@ class Record:
     """Whether anything changed, where the data says so."""
     mask_path: str | None = None
     """Picture of what changed, on the pair's common grid: 0 where nothing did; relative to the data root."""
+    conversation: tuple[tuple[str, str], ...] = ()
+    """Rounds (question, answer) about the pair; the images come before the first question, which does not mark them."""
 
     def paths(self, root: Path) -> tuple[Path, Path]:
         """Both files under `root`."""
@@ -32,7 +37,8 @@ class Record:
         """As written in files: lists, and the flag as 0 / 1."""
         flag = None if self.change_flag is None else int(self.change_flag)
         fields = asdict(self) | {"change_caption": list(self.change_caption), "change_flag": flag}
-        return {name: value for name, value in fields.items() if name != "mask_path" or value is not None}
+        fields["conversation"] = [list(turn) for turn in self.conversation]
+        return {name: value for name, value in fields.items() if name not in _OPTIONAL or value}
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
@@ -68,7 +74,23 @@ def parse_record(fields: Any, where: str) -> Record:
         change_caption=tuple(captions),
         change_flag=None if flag is None else bool(flag),
         mask_path=_text(fields, "mask_path", where) if fields.get("mask_path") is not None else None,
+        conversation=_rounds(fields.get("conversation"), where),
     )
+
+
+def _rounds(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """Rounds of a conversation, written as [[question, answer], ...]."""
+    if value is None:
+        return ()
+    rounds: list[tuple[str, str]] = []
+    for turn in value if isinstance(value, list) else [None]:
+        texts = turn if isinstance(turn, list) else []
+        if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(
+                f"{where}: field 'conversation' must be a list of [question, answer], both non-empty strings"
+            )
+        rounds.append((texts[0], texts[1]))
+    return tuple(rounds)
 
 
 def _objects(path: Path) -> Iterator[tuple[Any, str]]:
@@ -84,7 +106,8 @@ def _objects(path: Path) -> Iterator[tuple[Any, str]]:
             for i, value in enumerate(json.loads(text)):
                 yield value, f"{path}, entry {i}"
             return
-        for number, line in enumerate(text.splitlines(), start=1):
+        # not splitlines: to that, a caption's U+2028 or U+0085 is the end of a line too
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 place = f"{path}, line {number}"
                 yield json.loads(line), place

@@ -1,0 +1,335 @@
+"""`llava data`: published corpora to records, all faults of a corpus, and what a list holds."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava.data.record import Record
+
+DESCRIPTION = """\
+Prepare data before a GPU is paid for: turn published corpora into records, look for every fault in lists and
+images, and see what a list holds."""
+
+EXAMPLES = """\
+examples:
+  llava data convert --list                                        the corpora that can be read, and from what
+  llava data convert levir-cc LEVIR-CC --out LEVIR-CC/{split}.jsonl           a file for each split
+  llava data check LEVIR-CC/train.jsonl --test LEVIR-CC/test.jsonl            every record and image, and leaks
+  llava data show LEVIR-CC/test.jsonl --sheet sheet.png                       numbers, and a picture of some pairs
+
+exit status: 0 done and nothing wrong, 1 faults, 2 wrong usage, 130 interrupted"""
+
+CONVERT = """\
+Turn a published corpus into records: JSON Lines with uid, change_flag, img1_path, img2_path, change_caption
+(and mask_path, conversation where there are any). No image is touched or copied. Files appear whole or not at all."""
+
+CONVERT_EXAMPLES = """\
+examples:
+  llava data convert --list                                        every NAME, what it is and what SOURCE has to be
+  llava data convert levir-cc data/LEVIR-CC --out data/LEVIR-CC/{split}.jsonl
+  llava data convert levir-cc data/LEVIR-CC --out data/levir_train.jsonl --split train --images LEVIR-CC
+                                       paths count from data/: data/LEVIR-CC/images/... is LEVIR-CC/images/...
+  llava data convert clevr-change data/clevr --out data/clevr/{split}.jsonl --max-captions 3
+  llava data convert changechat changechat_105k_train.json --out data/chat.jsonl --images LEVIR-CC/images \\
+      --caption-question "QUESTION, word for word"         its answers become captions, the rest stays conversation
+  llava data convert cc-foundation levir_train_universal.json --out data/l.jsonl --strip /old/folder
+  llava data convert stvchrono stvchrono_....json --out data/stv_{split}.jsonl --images panoramas --skip-faults
+
+Image paths count from the folder that holds what the source's layout begins with; --images says where that folder
+is, from the data root on. The root itself is given later, to `data check`, `train` and `eval` (--root)."""
+
+CHECK = """\
+Look at every record and every image of record files and mixtures, and tell all that is wrong at once."""
+
+CHECK_EXAMPLES = """\
+examples:
+  llava data check train.jsonl                                     one list
+  llava data check mixture.yaml --root data --workers 8            all lists of a mixture, whole
+  llava data check mixture.yaml --root data --test test.jsonl --json report.json
+
+faults (exit status 1):
+  lists that cannot be read to the end, records with missing or wrong fields, empty captions or captions that are
+  no text, records with nothing to learn, one uid for two records, missing, damaged or truncated images, masks of
+  another size than their pair, leaks
+notes (exit status 0, or 1 with --strict):
+  before and after of different size, modes other than RGB, images of one colour, the same pixels before and after
+  where the record says changed, masks that contradict the record, one pair under two uids, near leaks
+
+leaks, between --test and the other lists:
+  leak        the same decoded pixels, whatever the file's name, format or metadata (SHA-256)
+  near-leak   the same look: copies that were compressed, scaled or slightly lightened (63 bits of a cosine
+              transform, up to --near of them different). Crops, shifts and mirrored copies are not found.
+
+Ctrl-C prints what was found until then (and writes --json, marked as stopped); exit status 130."""
+
+SHOW = """\
+What record files or a mixture hold: pairs, share of change, captions and their lengths, words, image sizes; and a
+contact sheet."""
+
+SHOW_EXAMPLES = """\
+examples:
+  llava data show test.jsonl                                       numbers
+  llava data show test.jsonl --sheet sheet.png                     and twelve pairs, spread over the list
+  llava data show mixture.yaml --root data --sheet sheet.png --only changed --count 24 --columns 4
+  llava data show test.jsonl --json numbers.json --sizes 0         no image is opened
+
+A mixture is shown as it is taken: what is listed twice counts twice."""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `data` to the command line."""
+    parser = commands.add_parser(
+        "data",
+        help="convert published corpora, check lists and images, show what is in them",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_convert(actions)
+    _add_check(actions)
+    _add_show(actions)
+    parser.set_defaults(run=run)
+
+
+def _add(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    help_: str,
+    about: str,
+    epilog: str,
+) -> argparse.ArgumentParser:
+    return actions.add_parser(
+        name,
+        help=help_,
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "convert", "a published corpus to records", CONVERT, CONVERT_EXAMPLES)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the corpus, see --list")
+    parser.add_argument(
+        "source", nargs="?", type=Path, metavar="SOURCE", help="its folder or file, see --list"
+    )
+    parser.add_argument("--list", action="store_true", help="print every NAME and what SOURCE has to be")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write here; {split} in the name: a file for each split"
+    )
+    parser.add_argument(
+        "--split",
+        metavar="S",
+        help="this split alone; `all`: all in one file (default: refused if there are several)",
+    )
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="put before every image path (default: nothing)"
+    )
+    parser.add_argument(
+        "--strip", default="", metavar="DIR", help="take this folder off the front of image paths first"
+    )
+    parser.add_argument(
+        "--caption-question", metavar="TEXT", help="conversations with this one question become captions"
+    )
+    parser.add_argument(
+        "--max-captions",
+        type=int,
+        metavar="N",
+        help="keep N captions of a pair, drawn by its uid (default: all)",
+    )
+    parser.add_argument(
+        "--skip-faults",
+        action="store_true",
+        help="leave faulty entries out and list them (default: stop at the first)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def _add_check(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "check", "all faults of lists and images, and leaks", CHECK, CHECK_EXAMPLES)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help="records (JSON, JSON Lines) or a mixture (.yaml)",
+    )
+    parser.add_argument(
+        "--test",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="INPUT",
+        help="held-out lists: their images must not come in the others",
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder that paths count from (default: each input's own)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that open images (default: the cores, at most 8)"
+    )
+    parser.add_argument(
+        "--near",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="of 63, that a near leak may differ in (default: 4)",
+    )
+    parser.add_argument(
+        "--show", type=int, default=3, metavar="N", help="findings of a kind that are printed (default: 3)"
+    )
+    parser.add_argument("--strict", action="store_true", help="notes count as faults for the exit status")
+
+
+def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "show", "numbers of lists, and a contact sheet", SHOW, SHOW_EXAMPLES)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="records (JSON, JSON Lines) or a mixture (.yaml)",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder that paths count from (default: the first input's own)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="pairs whose image sizes are read (default: 1000)",
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet")
+    parser.add_argument("--count", type=int, default=12, metavar="N", help="pairs on the sheet (default: 12)")
+    parser.add_argument("--columns", type=int, default=3, metavar="N", help="pairs in a row (default: 3)")
+    parser.add_argument(
+        "--side", type=int, default=192, metavar="PX", help="side of a picture on the sheet (default: 192)"
+    )
+    parser.add_argument(
+        "--only",
+        choices=("all", "changed", "unchanged"),
+        default="all",
+        help="pairs on the sheet (default: all)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one of the three; returns the exit status."""
+    return {"convert": _convert, "check": _check, "show": _show}[args.action](args)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from llava.data.convert import convert
+    from llava.data.sources import SOURCES, Faults, Options
+    from llava.errors import ConfigError
+
+    if args.list:
+        for name, source in SOURCES.items():
+            print(f"{name:22} {source.about}\n{'':22} SOURCE: {source.takes}")
+        return 0
+    if args.name is None or args.source is None or args.out is None:
+        raise ConfigError("say what to convert: llava data convert NAME SOURCE --out FILE, or --list")
+    options = Options(
+        images=args.images,
+        strip=args.strip,
+        caption_question=args.caption_question,
+        faults=Faults(skip=args.skip_faults),
+    )
+    done = convert(
+        args.name,
+        args.source,
+        args.out,
+        split=args.split,
+        max_captions=args.max_captions,
+        options=options,
+        overwrite=args.overwrite,
+    )
+    for message in done.faults:
+        print(f"left out: {message}", file=sys.stderr)
+    if done.faults:
+        print(f"{len(done.faults)} faults were left out", file=sys.stderr)
+    for path, count in done.files.items():
+        print(f"{path}: {count} records", file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from llava.data.check import check
+    from llava.errors import ConfigError
+
+    if args.show < 0:
+        raise ConfigError(f"--show {args.show}: at least 0")
+    report = check(
+        args.inputs,
+        test=args.test,
+        root=args.root,
+        workers=min(os.cpu_count() or 1, 8) if args.workers is None else args.workers,
+        near=args.near,
+        progress=True,
+    )
+    print(report.table(args.show))
+    if args.json is not None:
+        report.write_json(args.json)
+    if report.stopped:
+        return 130
+    return int(bool(report.count("fault") or (args.strict and report.count("note"))))
+
+
+def _show(args: argparse.Namespace) -> int:
+    import json
+
+    from llava.data.statistics import describe
+    from llava.data.whole_file import write_whole
+    from llava.errors import ConfigError
+
+    if args.sizes < 0 or args.count < 1:
+        raise ConfigError(f"--sizes {args.sizes} must be at least 0, --count {args.count} at least 1")
+    records = _records(args.inputs, args.root)
+    root = args.root or args.inputs[0].parent
+    numbers = describe(records, root if args.sizes else None, sizes=args.sizes)
+    print(numbers.table())
+    if args.json is not None:
+        write_whole(args.json, (json.dumps(numbers.to_dict(), indent=1) + "\n").encode())
+    if args.sheet is not None:
+        write_whole(args.sheet, _sheet(records, root, args))
+        print(args.sheet, file=sys.stderr)
+    return 0
+
+
+def _records(inputs: list[Path], root: Path | None) -> list["Record"]:
+    """Records of lists and mixtures, in order."""
+    from llava.data.mixture import SUFFIXES, read_mixture
+    from llava.data.record import read_records
+
+    found = []
+    for path in inputs:
+        found += read_mixture(path, root) if path.suffix in SUFFIXES else read_records(path)
+    return found
+
+
+def _sheet(records: list["Record"], root: Path, args: argparse.Namespace) -> bytes:
+    """The contact sheet as a PNG."""
+    import io
+
+    from llava.data.sheet import contact_sheet
+    from llava.data.statistics import spread
+    from llava.errors import DataError
+
+    if args.only != "all":
+        records = [record for record in records if record.change_flag is (args.only == "changed")]
+        if not records:
+            raise DataError(f"no record says that its pair is {args.only}; leave --only away")
+    file = io.BytesIO()
+    contact_sheet(spread(records, args.count), root, columns=args.columns, side=args.side).save(file, "PNG")
+    return file.getvalue()
