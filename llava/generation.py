@@ -166,27 +166,53 @@ class _Watch(StoppingCriteria):
 
 
 @torch.no_grad()
-def encode(model: ChangeVLMForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Encoded:
+def encode(
+    model: ChangeVLMForConditionalGeneration,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    at_once: int | None = None,
+) -> Encoded:
     """Run pairs up to the last token of the second image.
 
     Args:
         input_ids: [B, T] prompts that are equal up to there.
         pixel_values: [B, 2, C, S, S].
+        at_once: pairs that go through the model together. By default all; one on a CPU, where a pair keeps all
+            cores busy and its activations fit the caches better than those of several (14 to 19 % of the time).
     """
     places = (input_ids[0] == model.config.image_token_id).nonzero()
     prefix = input_ids[:, : int(places[-1]) + 1].to(model.device)  # [B, P]
     if not bool((prefix == prefix[:1]).all()):
         raise DataError("prompts of one batch must be equal up to the second image; check the chat template")
-    cache = DynamicCache()
-    out = model.model(
-        input_ids=prefix,
-        attention_mask=torch.ones_like(prefix),
-        pixel_values=pixel_values.to(model.device, model.dtype),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    at_once = at_once or (1 if model.device.type == "cpu" else len(prefix))
+    parts = []
+    for rows, pixels in zip(prefix.split(at_once), pixel_values.split(at_once), strict=True):
+        cache = DynamicCache()
+        out = model.model(
+            input_ids=rows,
+            attention_mask=torch.ones_like(rows),
+            pixel_values=pixels.to(model.device, model.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        parts.append((cache, out.change))
     ids = prefix[0].tolist()
-    return Encoded(ids, cache, out.change, list(ids))
+    change = None if parts[0][1] is None else torch.cat([change for _, change in parts])
+    return Encoded(ids, _joined([cache for cache, _ in parts]), change, list(ids))
+
+
+def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache of the rows of several; they are emptied on the way, so that little is held twice."""
+    if len(caches) == 1:
+        return caches[0]
+    joined = DynamicCache()
+    layers = [cast(Any, cache).layers for cache in caches]
+    for number, same in enumerate(zip(*layers, strict=True)):
+        keys, values = (torch.cat([getattr(layer, name) for layer in same]) for name in ("keys", "values"))
+        joined.update(keys, values, number)  # [B, heads, P, d]
+        for layer in same:
+            layer.keys = layer.values = None
+    return joined
 
 
 def trim(cache: DynamicCache, length: int) -> None:

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 from llava.errors import LlavaError
 
-COMMANDS = ("caption", "chat", "quickstart", "synth", "download", "import", "export", "info")
+COMMANDS = (
+    "caption",
+    "chat",
+    "quickstart",
+    "synth",
+    "data",
+    "eval",
+    "score",
+    "report",
+    "card",
+    "download",
+    "import",
+    "export",
+    "info",
+)
 """In the order a newcomer needs them. `import` lives in `import_.py`: the bare word is Python's."""
 
 EPILOG = """\
@@ -15,6 +29,7 @@ first steps:
   llava caption before.png after.png          what changed, by the small model that ships with the package
   llava caption before/ after/ --out out.jsonl    every pair of two folders, resumable
   llava chat before.png after.png             ask about one pair
+  llava eval --data test.jsonl --out runs/a       caption a set and score it; `llava score` for anybody's captions
   llava download --list                       larger models, their results and licences
 
 exit status: 0 done, 1 a fault in the input or the set-up (said in one line), 2 wrong usage,

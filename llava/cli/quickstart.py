@@ -63,7 +63,8 @@ def add_parser(commands: Any) -> None:
 
 
 TRAIN_PAIRS = 4000
-PAGE_PAIRS = 60
+PAGE_PAIRS = 120
+"""With pictures: each costs the model one look more, for its change map."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,40 +165,39 @@ def _write_page(
     import numpy as np
     from PIL import Image
 
+    from llava import __version__
     from llava.data.images import load_pair
-    from llava.eval.page import PairRow, write_page
+    from llava.eval.report import ReportRun, write_report
 
-    rows = []
-    for record in records[:PAGE_PAIRS]:
-        before, after = load_pair(*record.paths(root))
-        drawn = None
-        if captioner.model.config.fusion is not None:
-            drawn = Image.fromarray((captioner.change_map(before, after) * 255).round().astype(np.uint8))
-        truth = root / record.mask_path if record.mask_path is not None else None
-        rows.append(
-            PairRow(
-                uid=record.uid,
-                before=before,
-                after=after,
-                references=list(record.change_caption),
-                prediction=answers[record.uid].text,
-                changed=bool(record.change_flag),
-                change_map=drawn,
-                truth=Image.open(truth) if truth is not None else None,
-                score=scores.per_pair[record.uid].get("CIDEr-D"),
-            )
-        )
-    write_page(
-        path,
-        "What changed? A small model on the synthetic world",
-        rows,
-        scores,
-        made={
+    by_uid = {record.uid: record for record in records}
+
+    def change_map(uid: str) -> Image.Image:
+        drawn = captioner.change_map(*load_pair(*by_uid[uid].paths(root)))  # [H, W], 0 to 1
+        return Image.fromarray((drawn * 255).round().astype(np.uint8))
+
+    size = sum(p.numel() for p in captioner.model.parameters()) / 1e6
+    run = ReportRun(
+        name="tiny",
+        lines=[
+            record.to_dict()
+            | {"pred": answers[record.uid].text, "confidence": answers[record.uid].confidence}
+            for record in records
+        ],
+        scores=scores,
+        facts={
             "command": f"llava quickstart --fusion {args.fusion} --seed {args.seed}"
             f" --train {args.train} --test {args.test}",
+            "model": f"{size:.2f} million parameters",
             "fine-tuning": f"{seconds:.0f} s",
-            "model": f"{sum(p.numel() for p in captioner.model.parameters()) / 1e6:.2f} million parameters",
+            "versions": f"llava {__version__}",
         },
-        intro=f"The first {len(rows)} of {len(records)} held-out pairs. The model has seen none of them.",
-        score_name="CIDEr-D",
+        root=root,
+        change_map=change_map if captioner.model.config.fusion is not None else None,
+    )
+    write_report(
+        path,
+        [run],
+        title="What changed? A small model on the synthetic world",
+        intro="Held-out pairs; the model has seen none of them.",
+        max_image_pairs=PAGE_PAIRS,
     )

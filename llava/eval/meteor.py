@@ -2,8 +2,12 @@
 
 The jar reads one request a line on standard input and answers one line (`SCORE`: the match statistics of one
 caption) or n + 1 lines (`EVAL`: the scores of n statistics and of all together). Whatever could break that
-correspondence, a line break or "|||" inside a caption, is taken out before it is sent; every exchange has
-a time limit after which the process is killed; and the process never outlives its owner.
+correspondence, a line break or "|||" inside a caption, is taken out before it is sent; an answer that is no
+statistics is an error; every exchange has a time limit after which the process is killed; and the process
+never outlives its owner.
+
+The score of a set is a function of the sums of its captions' statistics (`corpus_meteor`), so any subset or
+resample of them is scored without Java.
 """
 
 import importlib.util
@@ -19,6 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import numpy as np
+import numpy.typing as npt
+
 from llava.errors import DataError, LlavaError, MissingDependencyError
 from llava.java import require_java
 
@@ -27,20 +34,77 @@ MAX_WORDS = 400
 of a change corpus comes near this."""
 
 MAX_KNOWN = 100_000
+BATCH = 32
+"""Requests sent before the first answer is read. Their answers (130 bytes each) fit the smallest pipe, so
+neither side can wait for the other for ever."""
+
+# What one caption's statistics are: lengths and function words of caption and reference; for each of the
+# matchers (exact, stem, synonym, paraphrase) the matched content and function words of both; then chunks and
+# the matched words of both.
+NUM_STATISTICS = 23
+LENGTHS, MATCHES, CHUNKS, MATCHED = slice(0, 4), slice(4, 20), 20, slice(21, 23)
+
+# METEOR 1.5's parameters for English, those the jar takes by default (Denkowski and Lavie, 2014).
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
 FIELD_MARK = "|||"
 _BAR_RUN = re.compile(r"\|{2,}")
 
 
-def clean(text: str) -> str:
-    """One caption as one harmless line: no field marks, no control characters, at most MAX_WORDS words.
+def printable(text: str) -> str:
+    """The text as one line of printable characters, words one space apart.
 
     Tabs, line breaks of every script, zero-width and private characters and halves of surrogate pairs become
-    spaces. A caption of printable characters keeps all its words.
+    spaces.
     """
     if not text.isascii() or not text.isprintable():
         # C*: control, format, surrogate, private, unassigned. Z*: separators, among them U+2028 and U+2029.
         text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-    return " ".join(_BAR_RUN.sub(" ", text).split()[:MAX_WORDS])
+    return " ".join(text.split())
+
+
+def clean(text: str) -> str:
+    """One caption as one harmless line: printable, no field marks, at most MAX_WORDS words.
+
+    A caption of printable characters keeps all its words.
+    """
+    return " ".join(_BAR_RUN.sub(" ", printable(text)).split()[:MAX_WORDS])
+
+
+def corpus_meteor(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """METEOR of sets of captions, as a fraction of 1.
+
+    sums: [..., 23], for each set the sum of what `Meteor.statistics` gives for its captions.
+    """
+    length, reference_length, function, reference_function = np.moveaxis(sums[..., LENGTHS], -1, 0)
+    matches = sums[..., MATCHES].reshape(*sums.shape[:-1], 4, 4)  # [..., matcher, kind]
+    content, reference_content, common, reference_common = np.moveaxis(
+        np.einsum("...mk,m->...k", matches, MATCHER_WEIGHTS), -1, 0
+    )
+
+    def weighed(
+        content: npt.NDArray[np.float64], function: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        return np.asarray(DELTA * content + (1 - DELTA) * function)
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing said, or nothing matched: 0 below
+        precision = weighed(content, common) / weighed(length - function, function)
+        recall = weighed(reference_content, reference_common) / weighed(
+            reference_length - reference_function, reference_function
+        )
+        mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
+        fragmentation = sums[..., CHUNKS] / (sums[..., MATCHED].sum(-1) / 2)
+        scores = mean * (1 - GAMMA * fragmentation**BETA)
+    return np.where(np.isnan(sums).any(-1), np.nan, np.nan_to_num(scores))
+
+
+def require_meteor() -> tuple[Path, Path]:
+    """Java and the jar, found within a second: to ask before hours are spent on captions to score.
+
+    Raises MissingDependencyError, which says what to install.
+    """
+    return require_java("METEOR"), find_jar()
 
 
 def find_jar() -> Path:
@@ -65,9 +129,8 @@ class Meteor:
     Safe to share between threads; after a failure it stays closed.
     """
 
-    def __init__(self, java: Path | None = None, timeout: float = 120.0) -> None:
-        java = java or require_java("METEOR")
-        jar = find_jar()
+    def __init__(self, java: Path | None = None, timeout: float = 600.0) -> None:
+        java, jar = (java, find_jar()) if java else require_meteor()
         # UTF-8 and English whatever the machine's locale is: accents would be lost, 0.5 could be written 0,5.
         # The serial collector halves the memory.
         flags = [
@@ -95,26 +158,26 @@ class Meteor:
 
         predictions: n captions; an empty one scores 0. references: n lists of at least one sentence.
         """
-        if len(predictions) != len(references):
-            raise DataError(
-                f"METEOR got {len(predictions)} captions and {len(references)} lists of references"
-            )
-        if not predictions:
-            raise DataError("METEOR got no captions to score")
-        sentences = [tuple(map(clean, group)) for group in references]
-        for index, group in enumerate(sentences):
-            if not group or not all(group):
-                raise DataError(
-                    f"METEOR: the references of caption {index} are {references[index]!r}; none may be empty"
-                )
         with self._lock:
-            statistics = [
-                self._statistics(clean(text), group)
-                for text, group in zip(predictions, sentences, strict=True)
-            ]
-            lines = self._exchange(f" {FIELD_MARK} ".join(["EVAL", *statistics]), len(statistics) + 1)
-        *each, whole = map(float, lines)
+            lines = self._lines(predictions, references)
+            (answers,) = self._exchange([f" {FIELD_MARK} ".join(["EVAL", *lines])], len(lines) + 1)
+        *each, whole = map(float, answers)
         return whole, each
+
+    def statistics(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> npt.NDArray[np.float64]:
+        """What each caption adds to the set's score, for `corpus_meteor`; arguments as for `score`.
+
+        Returns [n, 23]. A caption that equals a reference has no chunks: the jar leaves them out of its sums.
+        """
+        with self._lock:
+            lines = self._lines(predictions, references)
+        rows = np.array([line.split() for line in lines], dtype=np.float64)
+        matched = rows[:, MATCHES].reshape(-1, 4, 4).sum(1)  # [n, kind]
+        whole = (matched[:, 0] + matched[:, 2] == rows[:, 0]) & (matched[:, 1] + matched[:, 3] == rows[:, 1])
+        rows[whole & (rows[:, CHUNKS] == 1), CHUNKS] = 0
+        return rows
 
     def close(self) -> None:
         """End the process and wait for it; calling it again does nothing."""
@@ -132,17 +195,38 @@ class Meteor:
     ) -> None:
         self.close()
 
-    def _statistics(self, text: str, references: tuple[str, ...]) -> str:
-        """Asked once: unchanged pairs repeat one question hundreds of times."""
-        key = (text, references)
-        if key not in self._known:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = self._exchange(f" {FIELD_MARK} ".join(["SCORE", *references, text]), 1)[0]
-        return self._known[key]
+    def _lines(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
+        """The jar's statistics of each caption; asked once, unchanged pairs repeat a question by the hundred."""
+        if len(predictions) != len(references):
+            raise DataError(
+                f"METEOR got {len(predictions)} captions and {len(references)} lists of references"
+            )
+        if not predictions:
+            raise DataError("METEOR got no captions to score")
+        questions = [
+            (clean(text), tuple(map(clean, group)))
+            for text, group in zip(predictions, references, strict=True)
+        ]
+        for index, (_, group) in enumerate(questions):
+            if not group or not all(group):
+                raise DataError(
+                    f"METEOR: the references of caption {index} are {references[index]!r}; none may be empty"
+                )
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
+        new = [question for question in dict.fromkeys(questions) if question not in self._known]
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            requests = [f" {FIELD_MARK} ".join(["SCORE", *group, text]) for text, group in batch]
+            for question, request, (line,) in zip(batch, requests, self._exchange(requests, 1), strict=True):
+                if not _is_statistics(line):
+                    self.close()
+                    raise LlavaError(f"METEOR answered {line[:120]!r} to {request[:120]!r}: no statistics")
+                self._known[question] = line
+        return [self._known[question] for question in questions]
 
-    def _exchange(self, request: str, num_lines: int) -> list[str]:
-        """Send one line, read some; a timer kills a late process, and with it a blocked write or read."""
+    def _exchange(self, requests: Sequence[str], num_lines: int) -> list[list[str]]:
+        """Send lines, read `num_lines` for each; a timer kills a late process, and with it a blocked write."""
         if self.closed:
             raise LlavaError("METEOR is closed; make a new Meteor()")
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -155,27 +239,39 @@ class Meteor:
         timer = threading.Timer(self.timeout, stop)
         timer.daemon = True
         timer.start()
+        answers: list[list[bytes]] = []
         try:
-            self._process.stdin.write(request.encode() + b"\n")
+            self._process.stdin.write("".join(f"{request}\n" for request in requests).encode())
             self._process.stdin.flush()
-            lines = [self._process.stdout.readline() for _ in range(num_lines)]
+            for _ in requests:
+                answers.append([self._process.stdout.readline() for _ in range(num_lines)])
+                if not answers[-1][-1].endswith(b"\n"):
+                    break
         except OSError:  # the process is gone: the pipe is broken
-            lines = [b""]
+            answers.append([b""])
         except BaseException:  # interrupted half-way: the next answer would belong to this request
             self.close()
             raise
         finally:
             timer.cancel()
-        if late.is_set() or not all(line.endswith(b"\n") for line in lines):
+        if late.is_set() or not answers[-1][-1].endswith(b"\n"):
             self._process.wait()
             self._stderr.seek(0)
             words = self._stderr.read()[-500:].decode(errors="replace").strip()
             self.close()
             why = f"did not answer within {self.timeout:g} s" if late.is_set() else "ended on its own"
             raise LlavaError(
-                f"METEOR {why}, at request {request[:120]!r}" + (f"; it said: {words}" if words else "")
+                f"METEOR {why}, at request {requests[len(answers) - 1][:120]!r}"
+                + (f"; it said: {words}" if words else "")
             )
-        return [line.decode().strip() for line in lines]
+        return [[line.decode(errors="replace").strip() for line in lines] for lines in answers]
+
+
+def _is_statistics(line: str) -> bool:
+    try:
+        return len([float(field) for field in line.split()]) == NUM_STATISTICS
+    except ValueError:
+        return False
 
 
 def _reap(process: subprocess.Popen[bytes], stderr: IO[bytes], owner: int) -> None:

@@ -75,7 +75,7 @@ def test_the_launcher_writes_predictions_and_metrics(
     assert [line["uid"] for line in lines] == ["u0", "u1", "u2", "u3"]
     assert lines[1]["change_caption"] == ["a road is built", "a street is built"]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["predictions"]["captions"]["all"]["pairs"] == 4
+    assert metrics["scores"]["predictions"]["captions"]["all"]["pairs"] == 4
     assert "Sm" in capsys.readouterr().out
     assert main([*command[:3], str(tmp_path / "none.jsonl"), *command[4:]]) == 1
     assert "none.jsonl does not exist" in capsys.readouterr().err

@@ -4,11 +4,14 @@ import random
 import sys
 import time
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llava.errors import DataError, LlavaError, MissingDependencyError
 from llava.eval import meteor as module
-from llava.eval.meteor import MAX_WORDS, Meteor, clean, find_jar, shared_meteor
+from llava.eval.meteor import MAX_WORDS, Meteor, clean, corpus_meteor, find_jar, require_meteor, shared_meteor
 from llava.java import find_java
 
 needs_meteor = pytest.mark.usefixtures("meteor")
@@ -99,6 +102,38 @@ def test_empty_captions_score_nothing_and_perfect_ones_everything(meteor):
 
 
 @needs_meteor
+def test_a_set_is_scored_from_the_sums_of_its_statistics(meteor):
+    """As the jar does it, for random sets with perfect, empty and foreign captions among them."""
+    dice = random.Random(1)
+    for size in (1, 2, 7, 40):
+        references = [[random_sentence(dice) for _ in range(3)] for _ in range(size)]
+        predictions = [random_sentence(dice) for _ in range(size)]
+        for i in range(size):
+            predictions[i] = dice.choice([predictions[i], predictions[i], references[i][1], "", "qqq www"])
+        whole, each = meteor.score(predictions, references)
+        rows = meteor.statistics(predictions, references)
+        assert rows.shape == (size, 23)
+        assert corpus_meteor(rows) == pytest.approx(each, abs=1e-12)
+        assert corpus_meteor(rows.sum(0)) == pytest.approx(whole, abs=1e-12)
+
+
+def test_statistics_of_nothing_score_nothing():
+    assert corpus_meteor(np.zeros((2, 23))).tolist() == [0, 0]
+    assert np.isnan(corpus_meteor(np.full(23, np.nan)))
+
+
+@needs_meteor
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.text(max_size=60), max_size=40))
+def test_no_text_hangs_or_shifts_meteor(texts):
+    """Whatever stands between two known captions, more of it than one batch holds, both score as alone."""
+    caption, group = PLAIN[0]
+    scores = corpus_meteor(shared_meteor().statistics([caption, *texts, caption], [group] * (len(texts) + 2)))
+    alone = corpus_meteor(shared_meteor().statistics([caption], [group]))[0]
+    assert scores[0] == scores[-1] == alone and ((scores >= 0) & (scores <= 1)).all()
+
+
+@needs_meteor
 def test_references_must_have_words(meteor):
     with pytest.raises(DataError, match="caption 1"):
         meteor.score(["a", "b"], [["a"], ["b", "\n"]])
@@ -146,6 +181,28 @@ def test_silence_ends_in_an_error_and_a_reaped_process(fake):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the fake Java is a script")
+@pytest.mark.parametrize("answer", ["Error: no such thing", "1.0 2.0", "nan?"])
+def test_an_answer_that_is_no_statistics_is_an_error(fake, answer):
+    meteor = fake(f"print({answer!r}, flush=True); time.sleep(600)")
+    with pytest.raises(LlavaError, match="no statistics"):
+        meteor.statistics(["a"], [["b"]])
+    assert meteor.closed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake Java is a script")
+def test_many_questions_are_answered_in_order(fake):
+    """The fake answers with the caption's length in the first place; every question is asked once."""
+    meteor = fake(
+        "for line in sys.stdin:\n"
+        "    words = line.split('|||')[-1].split()\n"
+        "    print(len(words), *[0] * 22, flush=True)\n"
+    )
+    captions = ["w " * (i % 70) for i in range(500)]
+    rows = meteor.statistics(captions, [["r"]] * 500)
+    assert rows[:, 0].tolist() == [i % 70 for i in range(500)] and len(meteor._known) == 70
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake Java is a script")
 def test_death_is_reported_with_its_last_words(fake):
     meteor = fake("sys.stdin.readline(); sys.exit('no memory for the heap')")
     with pytest.raises(LlavaError, match="no memory for the heap"):
@@ -164,5 +221,6 @@ def test_the_process_ends_with_the_block_and_with_the_object(fake):
 
 def test_without_java_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr("llava.java.find_java", lambda: None)
-    with pytest.raises(MissingDependencyError, match="METEOR needs Java"):
-        Meteor()
+    for start in (Meteor, require_meteor):
+        with pytest.raises(MissingDependencyError, match="METEOR needs Java"):
+            start()

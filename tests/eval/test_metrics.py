@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llava.errors import DataError, MissingDependencyError
-from llava.eval.meteor import find_jar
-from llava.eval.metrics import METRICS, _OneSentence, score
+from llava.errors import ConfigError, DataError, LlavaError, MissingDependencyError
+from llava.eval.baselines import OneSentence
+from llava.eval.meteor import find_jar, shared_meteor
+from llava.eval.metrics import METRICS, mostly_changed, score
 from llava.java import find_java
 from llava.tasks.caption import NO_CHANGE_CAPTION, normalise
 
@@ -56,18 +57,40 @@ def predictions(references) -> dict[str, str]:
     return said | {"p03": "Two houses are built .", "p06": "No change has occurred.", "p08": ""}
 
 
-def test_equals_plain_pycocoevalcap(references, predictions):
+def assert_equals_plain(predictions, references) -> None:
+    """The whole set's scores are those of pycocoevalcap's own scorers, METEOR's those of its jar."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     said = {uid: [normalise(text)] for uid, text in predictions.items()}
-    got = score(predictions, references, meteor=False).captions().to_dict()
-    bleu, _ = Bleu(4).compute_score(references, said, verbose=0)
-    expected = [*bleu, Rouge().compute_score(references, said)[0], Cider().compute_score(references, said)[0]]
-    names = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
-    assert [got[name] for name in names] == pytest.approx([100 * value for value in expected], abs=1e-9)
-    assert got["METEOR"] is None and got["Sm"] is None
+    true = {uid: [normalise(text) for text in texts] for uid, texts in references.items()}
+    result = score(predictions, references, meteor=has_meteor(), baselines=False)
+    got = result.captions().to_dict()
+    bleu, bleus = Bleu(4).compute_score(true, said, verbose=0)
+    (rouge, rouges), (cider, ciders) = Rouge().compute_score(true, said), Cider().compute_score(true, said)
+    expected = dict(zip(METRICS, bleu, strict=False)) | {"ROUGE-L": rouge, "CIDEr-D": cider}
+    each = {"BLEU-4": bleus[3], "ROUGE-L": rouges, "CIDEr-D": ciders}
+    if has_meteor():
+        expected["METEOR"], each["METEOR"] = shared_meteor().score(
+            [text for (text,) in said.values()], list(true.values())
+        )
+    assert {name: got[name] / 100 for name in expected} == pytest.approx(expected, abs=1e-11)
+    for name, values in each.items():
+        assert [result.per_pair[uid][name] / 100 for uid in said] == pytest.approx(list(values), abs=1e-11)
+
+
+def test_equals_plain_pycocoevalcap(references, predictions):
+    assert_equals_plain(predictions, references)
+    dice = random.Random(3)
+    words = ["a", "the", "road", "house", "houses", ",", "built", "are", "trees", "caf\u00e9", "1", "new"]
+
+    def sentence() -> str:
+        return " ".join(dice.choices(words, k=dice.randint(1, 12)))
+
+    for size in (2, 30):
+        random_references = {f"r{i}": [sentence() for _ in range(dice.randint(1, 6))] for i in range(size)}
+        assert_equals_plain({uid: sentence() for uid in random_references}, random_references)
 
 
 @needs_meteor
@@ -78,7 +101,7 @@ def test_sm_is_the_mean_of_four_on_every_set(references, predictions):
             values = row.captions[subset].to_dict()
             four = [values[name] for name in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")]
             assert values["Sm"] == pytest.approx(sum(four) / 4) and values["Sm"] >= 0
-    assert result.per_pair["p08"] == {"ROUGE-L": 0, "CIDEr-D": 0, "METEOR": 0}
+    assert set(result.per_pair["p08"].values()) == {0}
 
 
 def test_the_change_decision_is_counted(references, predictions):
@@ -103,6 +126,58 @@ def test_order_does_not_matter(references, predictions):
     uids = random.Random(2).sample(sorted(references), len(references))
     again = score({u: predictions[u] for u in reversed(uids)}, {u: references[u] for u in uids}, meteor=False)
     assert again == result
+
+
+def test_intervals_hold_the_score_and_repeat_with_the_seed(references, predictions):
+    result = score(predictions, references, meteor=False, resamples=200)
+    for subset, by_name in result.intervals.items():
+        values = result.captions(subset).to_dict() | result.decision.to_dict()
+        for name, (low, high) in by_name.items():
+            assert low <= values[name] <= high and low < high, (subset, name)
+    assert set(result.intervals["all"]) == {*METRICS, "accuracy", "false_alarm_rate", "miss_rate"} - {
+        "METEOR",
+        "Sm",
+    }
+    assert set(result.intervals["unchanged"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
+    assert score(predictions, references, meteor=False, resamples=200).intervals == result.intervals
+    assert score(predictions, references, meteor=False, resamples=200, seed=1).intervals != result.intervals
+    none = score(predictions, references, meteor=False, resamples=0)
+    assert none.intervals == {} and "interval" not in none.table()
+
+
+def test_repeats_change_no_score_and_their_effect_is_told(references, predictions):
+    once = score(predictions, references, meteor=False)
+    again = [("p00", predictions["p00"]), ("p00", predictions["p00"]), ("p03", "another caption")]
+    twice = score(predictions, references, meteor=False, repeats=again)
+    assert twice.rows == once.rows and twice.intervals == once.intervals
+    told = twice.repeats
+    assert (told.num_captions, told.num_uids, told.num_conflicting) == (3, 2, 1)
+    more = {**references, "x": references["p00"], "y": references["p00"], "z": references["p03"]}
+    said = {**predictions, "x": predictions["p00"], "y": predictions["p00"], "z": "another caption"}
+    counted = score(said, more, meteor=False, baselines=False).captions()
+    assert told.captions.to_dict() == pytest.approx(counted.to_dict())
+    assert "3 captions beyond the first of 2 uids, 1 of them with another caption" in twice.table()
+    with pytest.raises(DataError, match="'nobody' has no first one"):
+        score(predictions, references, meteor=False, repeats=[("nobody", "a")])
+
+
+def test_a_further_measure_is_averaged_with_intervals(references, predictions):
+    def words(captions, groups):
+        assert len(captions) == len(groups)
+        return [len(text.split()) / 100 for text in captions]
+
+    result = score(predictions, references, meteor=False, further={"words": words})
+    said = [len(normalise(text).split()) for text in predictions.values()]
+    assert result.captions().further == {"words": pytest.approx(sum(said) / len(said))}
+    low, high = result.intervals["all"]["words"]
+    assert low < result.captions().to_dict()["words"] < high and "words" in result.table()
+    assert result.baselines[0].captions["all"].further == {}
+
+
+def test_the_table_fits_a_screen(references, predictions):
+    again = [("p00", predictions["p00"])]
+    result = score(predictions, references, meteor=False, repeats=again)
+    assert max(map(len, result.table().splitlines())) <= 120
 
 
 def test_perfect_and_disjoint_captions(references):
@@ -142,7 +217,7 @@ def test_a_baseline_is_the_best_of_all_reference_sentences(references):
     def bleu4(said: dict[str, str]) -> float:
         return score(said, references, meteor=False, baselines=False).captions().bleu4
 
-    quick = _OneSentence(list(references.values())).best()
+    quick = OneSentence(list(references.values())).best()
     assert quick[0] == max(sorted(sentences), key=lambda text: bleu4(dict.fromkeys(references, text)))
     assert constant.sentences[0] in quick
     same, other = by_flag.sentences
@@ -160,6 +235,10 @@ def test_every_uid_is_scored_once(references, predictions):
         score(predictions, references, {"p00": True})
     with pytest.raises(DataError, match="no references"):
         score({}, {})
+    with pytest.raises(ConfigError, match="resamples=-1"):
+        score(predictions, references, meteor=False, resamples=-1)
+    with pytest.raises(ConfigError, match="unknown tokenizer 'spacy'; known: ptb, release"):
+        score(predictions, references, meteor=False, tokenizer="spacy")
 
 
 def test_unusable_text_is_named(references, predictions):
@@ -178,6 +257,25 @@ def test_without_java_the_rest_is_scored(references, predictions, monkeypatch):
     assert result.captions().meteor is None and result.captions().sm is None
     assert result.captions() == score(predictions, references, meteor=False).captions()
     assert "needs Java" in result.notes[0] and "needs Java" in result.table()
+
+
+def test_meteor_that_breaks_down_is_replaced_once(references, predictions, monkeypatch):
+    class Broken:
+        def statistics(self, *_):
+            raise LlavaError("METEOR ended on its own")
+
+    starts = []
+
+    def start():
+        starts.append(Broken())
+        return starts[-1]
+
+    monkeypatch.setattr("llava.eval.pair_statistics.shared_meteor", start)
+    with pytest.warns(UserWarning, match="ended on its own"):
+        result = score(predictions, references)
+    assert len(starts) == 2 and result.captions().sm is None
+    assert result.captions() == score(predictions, references, meteor=False).captions()
+    assert [note for note in result.notes if "ended on its own" in note]
 
 
 def test_the_result_identifies_its_texts(references, predictions):
@@ -200,20 +298,40 @@ def test_table_and_json_say_the_same(references, predictions):
     assert unchanged.split()[-2:] == ["-", "-"]
 
 
-# The constant sentence on LEVIR-CC's test split, as published with CCExpert's predictions.
-PUBLISHED = {"BLEU-4": 51.49, "METEOR": 27.77, "ROUGE-L": 60.60, "CIDEr-D": 101.93, "Sm": 60.45}
+# The two baselines on LEVIR-CC's test split, as published beside CCExpert's predictions.
+CONSTANT = {"BLEU-4": 51.49, "METEOR": 27.77, "ROUGE-L": 60.60, "CIDEr-D": 101.93, "Sm": 60.45}
+BY_FLAG = {"BLEU-4": 64.01, "METEOR": 39.91, "ROUGE-L": 73.13, "CIDEr-D": 125.01, "Sm": 75.51}
+
+
+@pytest.fixture(scope="module")
+def levir_cc() -> dict[str, list[str]]:
+    if not LEVIR_CC.is_file():
+        pytest.skip("the captions of LEVIR-CC are not here")
+    with gzip.open(LEVIR_CC, "rt", encoding="utf-8") as lines:
+        records = [record for record in map(json.loads, lines) if record["split"] == "test"]
+    return {record["filename"]: record["captions"] for record in records}
 
 
 @needs_meteor
-@pytest.mark.skipif(not LEVIR_CC.is_file(), reason="the captions of LEVIR-CC are not here")
-def test_the_constant_sentence_scores_as_published():
-    with gzip.open(LEVIR_CC, "rt", encoding="utf-8") as lines:
-        records = [record for record in map(json.loads, lines) if record["split"] == "test"]
-    references = {record["filename"]: record["captions"] for record in records}
-    result = score(dict.fromkeys(references, NO_CHANGE_CAPTION), references, baselines=False)
+def test_the_baselines_score_as_published(levir_cc):
+    constant = dict.fromkeys(levir_cc, NO_CHANGE_CAPTION)
+    result = score(constant, levir_cc, baselines=False)
     values = result.captions().to_dict()
-    assert {name: values[name] for name in PUBLISHED} == pytest.approx(PUBLISHED, abs=0.05)
+    assert {name: values[name] for name in CONSTANT} == pytest.approx(CONSTANT, abs=0.05)
     assert (result.num_pairs, result.decision.num_unchanged, result.decision.misses) == (1929, 965, 964)
+    other = "some houses are built along the road"
+    said = {uid: other if mostly_changed(texts) else NO_CHANGE_CAPTION for uid, texts in levir_cc.items()}
+    values = score(said, levir_cc, baselines=False).captions().to_dict()
+    assert {name: values[name] for name in BY_FLAG} == pytest.approx(BY_FLAG, abs=0.05)
+
+
+@needs_meteor
+def test_real_references_score_as_plain_pycocoevalcap(levir_cc):
+    """Forty real pairs, each answered with a reference of itself or its neighbour."""
+    uids = sorted(levir_cc)[:: len(levir_cc) // 40][:40]
+    references = {uid: levir_cc[uid] for uid in uids}
+    said = {uid: levir_cc[uids[i - i % 2]][i % 5] for i, uid in enumerate(uids)}
+    assert_equals_plain(said, references)
 
 
 @needs_meteor

@@ -1,0 +1,208 @@
+"""`llava eval`, the same as `python -m llava.eval`: caption a set, on one or many devices, and score the captions."""
+
+import argparse
+import contextlib
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.cli.model_options import add_model_options, load_captioner
+from llava.errors import ConfigError, LlavaError
+
+if TYPE_CHECKING:
+    from llava.data.record import Record
+    from llava.eval.run import EvalSettings
+
+DESCRIPTION = """\
+Caption every pair of a set once, and score the captions. --out gets predictions.jsonl, metrics.json and
+report.html. A run that was stopped or killed goes on with the same command, also on another number of devices."""
+
+EXAMPLES = """\
+examples:
+  python -m llava.eval --model tiny --data test.jsonl --out runs/tiny
+  torchrun --nproc_per_node 8 -m llava.eval --model runs/mine --data mixture.yaml --root data --out runs/mine/eval
+  torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint first-node:29500 \\
+      -m llava.eval --model runs/mine --data mixture.yaml --root data --out shared/eval     on both nodes
+  python -m llava.eval ... --dtype bfloat16 --batch-size 64                    faster; captions may differ a little
+  python -m llava.eval ... --limit 8                                           a quick look
+  python -m llava.eval ... --shuffle-images                                    control: what is said without looking
+
+--data is a file of records (JSON list or JSON Lines: uid, img1_path, img2_path, change_caption, change_flag), or
+a mixture in YAML: {datasets: [{json_path, sampling_strategy}]} with all, first:N, end:N or random:N (also N%).
+A uid that comes several times is scored once.
+
+Greedy captions in float32 do not depend on --batch-size; in any precision they do not depend on the number of
+processes, nor on a run having been broken off.
+
+exit status: 0 done, 1 a fault (what is done stays), 3 done but some pairs were skipped (--skip-errors, one process)."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of an evaluation, for both commands."""
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="records, or a mixture (.yaml)"
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder that paths count from (default: that of --data)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results; over nodes a shared one",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
+    parser.add_argument("--question", help="ask this instead (default: the question for a caption)")
+    parser.add_argument(
+        "--shuffle-images", action="store_true", help="give every pair another pair's images, as a control"
+    )
+    parser.add_argument("--skip-errors", action="store_true", help="go on without pairs that cannot be read")
+    parser.add_argument("--overwrite", action="store_true", help="begin --out anew")
+    parser.add_argument(
+        "--no-meteor", action="store_true", help="leave METEOR and Sm out (no Java is needed)"
+    )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pairs at once on each device (default: 16)"
+    )
+    speed.add_argument(
+        "--workers", type=int, metavar="N", help="threads that read images (default: by the machine)"
+    )
+    speed.add_argument(
+        "--static-cache",
+        action="store_true",
+        help="keys and values in one fixed block (default: a growing one)",
+    )
+    speed.add_argument(
+        "--compile", action="store_true", help="with --static-cache on CUDA: compile the decoding step"
+    )
+    speed.add_argument(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds without progress after which a process is given up, by name (default: 1800)",
+    )
+    text = parser.add_argument_group("captions (greedy by default)")
+    text.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams (default: 1)")
+    text.add_argument("--do-sample", action="store_true", help="draw tokens by their probability")
+    text.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="of --do-sample (default: 1.0)"
+    )
+    text.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of --do-sample (default: 1.0)")
+    text.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of --do-sample, and of a mixture's draws (default: 0)",
+    )
+    add_model_options(parser, max_new_tokens=128)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `eval` to the command line."""
+    parser = commands.add_parser(
+        "eval",
+        help="caption a set, on one or many devices, and score the captions",
+        description=DESCRIPTION,
+        epilog=EXAMPLES.replace("python -m llava.eval", "llava eval"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; under torchrun, this process's part of it."""
+    from llava import distributed
+
+    with distributed.launched(args.timeout if args.timeout > 0 else distributed.TIMEOUT):
+        try:
+            return _run(args)
+        except distributed.RankError as error:
+            # Of a fault that all share one rank speaks; of a rank that is lost, every other one may.
+            if distributed.is_main() or "hang" in str(error):
+                raise
+            return 1
+        except LlavaError as error:
+            if distributed.world_size() == 1:
+                raise
+            raise type(error)(f"rank {distributed.rank()}: {error}") from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    from llava import distributed
+    from llava.eval.generate import shuffle_pairs
+    from llava.eval.run import run_evaluation
+
+    settings = _settings(args)
+    root = args.root or args.data.parent
+    records, data = distributed.main_first(lambda: _records(args, root), "reading the data", args.timeout)
+    if args.shuffle_images:
+        records = shuffle_pairs(records)
+        data += ", images shuffled"
+    args.device = distributed.device(args.device)
+    with contextlib.nullcontext() if distributed.is_main() else contextlib.redirect_stderr(io.StringIO()):
+        captioner = load_captioner(args)  # its remarks are the same on every rank
+    found = run_evaluation(captioner, records, root, args.out, settings, data=data)
+    if not distributed.is_main():
+        return 0
+    print(found.scores.table())
+    print(f"{args.out / 'predictions.jsonl'}: {len(found.lines)} pairs", file=sys.stderr)
+    # A launcher takes any other status for a process that failed, and says so at length.
+    return 3 if found.skipped and distributed.world_size() == 1 else 0
+
+
+def _settings(args: argparse.Namespace) -> "EvalSettings":
+    from llava.data.conversation import QUESTION
+    from llava.eval.run import EvalSettings
+    from llava.generation import Generation
+
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit {args.limit} must be at least 1")
+    generation = Generation(
+        max_new_tokens=args.max_new_tokens,
+        num_beams=args.num_beams,
+        do_sample=args.do_sample,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed if args.do_sample else None,
+        static_cache=args.static_cache,
+        compile=args.compile,
+    )
+    return EvalSettings(
+        question=args.question or QUESTION,
+        batch_size=args.batch_size,
+        generation=generation,
+        workers=args.workers,
+        skip_errors=args.skip_errors,
+        overwrite=args.overwrite,
+        meteor=not args.no_meteor,
+        report=not args.no_report,
+        timeout=args.timeout,
+    )
+
+
+def _records(args: argparse.Namespace, root: Path) -> "tuple[list[Record], str]":
+    """The records of --data, each uid once, and what to call them."""
+    from llava import distributed
+    from llava.data.mixture import SUFFIXES, load_mixture, unique
+    from llava.data.record import read_records
+
+    data = str(args.data)
+    if args.data.suffix in SUFFIXES:
+        mixture = load_mixture(args.data, root, seed=args.seed)
+        data += f", seed {args.seed}"
+        records = unique(mixture.records)
+        if distributed.is_main():
+            print(f"{mixture.table()}, {len(records)} different pairs", file=sys.stderr)
+    else:
+        records = read_records(args.data)
+    if args.limit is not None and args.limit < len(records):
+        records = records[: args.limit]
+        data += f", first {args.limit}"
+    return records, data
