@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -37,7 +38,7 @@ from PIL import Image
 from transformers import DynamicCache, Qwen2Tokenizer
 
 from llava.captioner import ChangeCaptioner
-from llava.data.conversation import pair_conversation
+from llava.data.conversation import PAIR_INTRODUCTION, QUESTION, pair_conversation
 from llava.data.images import load_pair
 from llava.data.record import Record
 from llava.eval.generate import answer_batches, make_batches
@@ -72,6 +73,8 @@ def random_captioner(size: str, device: str) -> ChangeCaptioner:
         vocab=vocab, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    words = re.findall(r" ?\w+", PAIR_INTRODUCTION + QUESTION + " system You are a helpful assistant user")
+    tokenizer.add_tokens(sorted(set(words)))  # one token a word, as in Qwen2's own vocabulary
     config = ChangeVLMConfig(**(SIZES[size] | {"image_token_id": len(tokenizer)}))
     torch.manual_seed(0)
     with torch.device(device):

@@ -6,13 +6,13 @@ through a backend: so the same code serves CPUs, cards, and a training run whate
 in short steps, and a rank that is late can be named. On one process everything answers at once.
 """
 
+import contextlib
 import json
 import os
 import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -38,7 +38,14 @@ _ENV = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RankError(LlavaError, RuntimeError):
-    """Another process of this run failed, is silent or cannot be reached; the message says which."""
+    """Another process of this run failed, is silent or cannot be reached; the message says which.
+
+    told: another rank speaks of it already.
+    """
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 @dataclass
@@ -105,10 +112,11 @@ class _Session:
 
     def fail(self, error: BaseException) -> BaseException:
         """Tell the others why this rank stops; returns the error. The first to fail is the one that is heard."""
-        if not self.failed and not self.ask("check", ["failure"]):
-            text = str(error) if isinstance(error, LlavaError) else f"{type(error).__name__} {error}".strip()
-            heard = None if isinstance(error, RankError) else self.rank
-            self.ask("set", "failure", json.dumps([heard, text]))
+        text = str(error) if isinstance(error, LlavaError) else f"{type(error).__name__} {error}".strip()
+        heard = None if isinstance(error, RankError) else self.rank
+        with contextlib.suppress(RankError):  # nobody is left to be told; the error itself is what counts
+            if not self.failed and not self.ask("check", ["failure"]):
+                self.ask("set", "failure", json.dumps([heard, text]))
         self.failed = True
         return error
 
@@ -118,7 +126,7 @@ class _Session:
             return
         rank, text = json.loads(self.ask("get", "failure"))
         self.failed = True
-        raise RankError(text if rank is None else f"{self.names([rank])} failed: {text}")
+        raise RankError(text if rank is None else f"{self.names([rank])} failed: {text}", told=True)
 
     def introduce(self) -> None:
         self.ask("set", f"who/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
@@ -153,7 +161,7 @@ def _current() -> _Session | None:
     return _session
 
 
-@contextmanager
+@contextlib.contextmanager
 def launched(timeout: float = TIMEOUT) -> Iterator[None]:
     """Inside, the processes that a launcher started know each other; alone, or in training, nothing happens.
 
@@ -181,19 +189,24 @@ def launched(timeout: float = TIMEOUT) -> Iterator[None]:
             f"rank {os.environ['RANK']} cannot reach the first process at {place}: {reason}"
         ) from error
     session = _session = _Session(dist.PrefixStore("llava", store), rank, size)
+    patience = 2.0
     try:
         session.introduce()
         yield
+        patience = 60.0
     except BaseException as error:
         session.fail(error)
+        if isinstance(error, RankError) and error.told:
+            time.sleep(1.0)  # the rank at fault ends first, and is the one that the launcher reports
         raise
     finally:
         _session = None
-        _leave(session)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            _leave(session, patience)
 
 
-def _leave(session: _Session, patience: float = 5.0) -> None:
-    """Rank 0 goes last, as the store may live in its process and the others may still read from it."""
+def _leave(session: _Session, patience: float) -> None:
+    """Rank 0 goes last: without torchrun the store lives in its process, and the others may still read from it."""
     try:
         gone = session.ask("add", "gone", 1)
         deadline = time.monotonic() + patience

@@ -120,18 +120,19 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; under torchrun, this process's part of it."""
     from llava import distributed
 
-    with distributed.launched(args.timeout if args.timeout > 0 else distributed.TIMEOUT):
-        try:
+    alone, rank = True, 0
+    try:
+        with distributed.launched(args.timeout if args.timeout > 0 else distributed.TIMEOUT):
+            alone, rank = distributed.world_size() == 1, distributed.rank()
             return _run(args)
-        except distributed.RankError as error:
-            # Of a fault that all share one rank speaks; of a rank that is lost, every other one may.
-            if distributed.is_main() or "hang" in str(error):
-                raise
+    except distributed.RankError as error:
+        if error.told and rank:
             return 1
-        except LlavaError as error:
-            if distributed.world_size() == 1:
-                raise
-            raise type(error)(f"rank {distributed.rank()}: {error}") from error
+        raise
+    except LlavaError as error:
+        if alone:
+            raise
+        raise type(error)(f"rank {rank}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> int:

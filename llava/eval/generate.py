@@ -196,23 +196,23 @@ class Progress:
             print(f"{done}/{self.total} pairs, {rate:.2f} pairs/s", file=sys.stderr, flush=True)
 
 
-def truly_changed(record: Record) -> bool:
-    """Whether a pair changed: as its record says, else as most of its captions do."""
-    from llava.eval.metrics import mostly_changed
-
-    return mostly_changed(record.change_caption) if record.change_flag is None else record.change_flag
-
-
 def score_texts(
     texts: Mapping[str, str], records: Sequence[Record], *, meteor: bool = True, baselines: bool = True
 ) -> "Scores":
-    """The scores of captions, by uid, against the captions of `records`."""
-    from llava.eval.metrics import score
+    """The scores of captions, by uid, against the captions of `records`; a pair changed as its record says, or
+    else as most of its captions do."""
+    from llava.eval.metrics import mostly_changed, score
 
+    changed = {
+        record.uid: mostly_changed(record.change_caption)
+        if record.change_flag is None
+        else record.change_flag
+        for record in records
+    }
     return score(
         texts,
         {record.uid: record.change_caption for record in records},
-        {record.uid: truly_changed(record) for record in records},
+        changed,
         meteor=meteor,
         baselines=baselines,
     )

@@ -234,10 +234,11 @@ def _evaluate(captioner: ChangeCaptioner, job: _Job, how: Generation, run: dict[
             scores = _score(merged, records, settings)
             if job.out is not None:
                 made = _made(captioner, settings, time.monotonic() - started)
-                found = {"scores": scores.to_dict(), "run": {**run, **made, "skipped": broken}}
+                facts = {**run, **made, "skipped": broken}
+                found = {"scores": scores.to_dict(), "run": facts}
                 _write(job.out / METRICS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
                 if settings.report:
-                    _report(job.out, merged, scores, job.root, {**run, **made})
+                    _report(job.out, merged, scores, job.root, facts)
             return scores, broken
 
         scores, broken = distributed.on_main(conclude, "scores", settings.timeout)
@@ -568,6 +569,7 @@ def write_map(path: Path, drawn: np.ndarray) -> None:
 
 def _report(out: Path, lines: Sequence[Line], scores: Scores, root: Path, facts: Mapping[str, Any]) -> None:
     """report.html of this run."""
+    from llava.eval.folder import facts_as_text
     from llava.eval.report import ReportRun, write_report
 
     maps = {line["uid"]: out / line["map_path"] for line in lines if "map_path" in line}
@@ -578,14 +580,11 @@ def _report(out: Path, lines: Sequence[Line], scores: Scores, root: Path, facts:
         with Image.open(maps[uid]) as drawn:
             return drawn.convert("L")
 
-    def text(value: Any) -> str:
-        return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-
     run = ReportRun(
         name=str(facts["model"]),
         lines=lines,
         scores=scores,
-        facts={name: text(value) for name, value in facts.items() if value is not None},
+        facts=facts_as_text(facts),
         root=root,
         change_map=change_map if maps else None,
     )

@@ -7,7 +7,18 @@ from pathlib import Path
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava", "quickstart", "--out", str(folder), "--train", "16", "--test", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "llava",
+        "quickstart",
+        "--out",
+        str(folder),
+        "--train",
+        "16",
+        "--test",
+        "6",
+    ]
     return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
 
 

@@ -65,9 +65,7 @@ def test_branches_equal_separate_samples(attention: str, checkpointing: bool):
     largest = float(max(g.abs().max() for g in apart[1].values()))
     exact = 1e-7 if attention == "sdpa" else 1e-6  # eager attention takes its softmax in float32
     for name, gradient in apart[1].items():
-        torch.testing.assert_close(
-            together[1][name], gradient, rtol=1e-4, atol=exact * largest, msg=name
-        )
+        torch.testing.assert_close(together[1][name], gradient, rtol=1e-4, atol=exact * largest, msg=name)
 
 
 def test_the_mask_lets_a_branch_see_the_prefix_and_itself_only():
