@@ -63,8 +63,8 @@ def add_parser(commands: Any) -> None:
 
 
 TRAIN_PAIRS = 4000
-PAGE_PAIRS = 120
-"""With pictures: each costs the model one look more, for its change map."""
+PAGE_PAIRS = 500
+"""With pictures, about 35 kB each; each costs the model one look more, for its change map."""
 
 
 def run(args: argparse.Namespace) -> int:
