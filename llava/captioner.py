@@ -139,7 +139,8 @@ class ChangeCaptioner:
         """Load a model and its processor.
 
         Args:
-            name_or_path: "tiny" (in the package), a name of `llava download --list`, a folder or a hub id.
+            name_or_path: "tiny" (in the package), a name of `llava download --list`, a folder or a hub id; an
+                adapter's too, whose base is then loaded and the adapter merged into it.
             device: where to run; by default the first CUDA device, else the CPU.
             dtype: precision, e.g. "bfloat16"; by default the checkpoint's own, and float32 on a CPU.
             attn_implementation: "sdpa" (the default), "eager" or, with its package, "flash_attention_2".
@@ -517,8 +518,14 @@ def resolve_model(name_or_path: str | Path) -> str:
 
 
 def load_model(source: str, **options: Any) -> ChangeVLMForConditionalGeneration:
-    """The model of a folder or hub id; what cannot be reached is a `DownloadError`."""
+    """The model of a folder or hub id; what cannot be reached is a `DownloadError`. An adapter's folder gives its base
+    with the adapter merged, see `llava.train.adapters.load_adapted`."""
+    from llava.train.adapters import find_adapter, load_adapted
+
+    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
     try:
+        if find_adapter(source, **hub) is not None:
+            return load_adapted(source, **options)
         model: ChangeVLMForConditionalGeneration = ChangeVLMForConditionalGeneration.from_pretrained(
             source, **options
         )

@@ -13,6 +13,7 @@ COMMANDS = (
     "quickstart",
     "synth",
     "data",
+    "train",
     "eval",
     "score",
     "report",
@@ -20,6 +21,7 @@ COMMANDS = (
     "download",
     "import",
     "export",
+    "merge",
     "info",
 )
 """In the order a newcomer needs them. `import` lives in `import_.py`: the bare word is Python's."""
@@ -29,6 +31,7 @@ first steps:
   llava caption before.png after.png          what changed, by the small model that ships with the package
   llava caption before/ after/ --out out.jsonl    every pair of two folders, resumable
   llava chat before.png after.png             ask about one pair
+  llava train --config scripts/configs/tiny.yaml  train, fine-tune, in stages, on one or many devices
   llava eval --data test.jsonl --out runs/a       caption a set and score it; `llava score` for anybody's captions
   llava download --list                       larger models, their results and licences
 
@@ -58,18 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (see `llava --help`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     named = [word for word in arguments[:1] if word in COMMANDS]
-    args = build_parser(named or COMMANDS).parse_args(arguments)
     try:
+        if named == ["train"]:  # takes any field of its config as an option
+            from llava.cli.train import as_settings
+
+            arguments = as_settings(arguments)
+        args = build_parser(named or COMMANDS).parse_args(arguments)
         return int(args.run(args))
     except LlavaError as error:
-        print(f"llava {args.command}: {error}", file=sys.stderr)
+        print(f"llava {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"llava {args.command}: interrupted", file=sys.stderr)
+        print(f"llava {arguments[0]}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) went away: not our fault, and not worth a traceback
         sys.stderr.close()
         return 1
     except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"llava {args.command}: {error}", file=sys.stderr)
+        print(f"llava {arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,22 +120,19 @@ def _fine_tune(args: argparse.Namespace, data: Path, folder: Path) -> float:
     """Train unless the same training has finished there before; returns its seconds."""
     from llava.assets import tiny_train_yaml
     from llava.train.config import TrainConfig
-    from llava.train.trainer import train
+    from llava.train.run import finished, train
 
     overrides = [f"data={data / 'train.jsonl'}", f"output_dir={folder}", f"seed={args.seed}", *args.set]
     if args.fusion == "none":
         overrides.append("fusion=null")
     config = TrainConfig.from_yaml(tiny_train_yaml(), overrides)
     stamp = folder / "seconds.json"
-    done = (folder / "train.yaml").is_file() and (folder / "train.yaml").read_text(
-        encoding="utf-8"
-    ) == config.to_yaml()
-    if done and stamp.is_file():
+    if finished(config) and stamp.is_file():
         _say("already trained; delete the folder to train again")
         return float(json.loads(stamp.read_text(encoding="utf-8")))
     stamp.unlink(missing_ok=True)
     started = time.monotonic()
-    train(config)
+    train(replace(config, resume_from_checkpoint="never"))
     seconds = time.monotonic() - started
     _write_json(stamp, seconds)
     return seconds

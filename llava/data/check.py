@@ -15,12 +15,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from PIL import Image
 
 from llava.data.fingerprint import NEAR, Looks, look_of, pixel_hash
 from llava.data.images import load_image
-from llava.data.mixture import SUFFIXES, load_mixture
+from llava.data.mixture import SUFFIXES, load_mixture, mixture_files
 from llava.data.record import Record, parse_record
 from llava.data.sources.json_stream import entries
 from llava.data.whole_file import write_whole
@@ -243,41 +242,22 @@ def check(
 
 def _read(path: Path, root: Path | None, test: bool, report: Report) -> list[_Listed]:
     """Records of a list or of a mixture's lists; what is wrong goes to the report."""
-    root = path.parent if root is None else root
     if path.suffix not in SUFFIXES:
-        return _read_list(path, root, test, report)
+        return _read_list(path, path.parent if root is None else root, test, report)
     try:
-        names = _files_of(path)
+        files = mixture_files(path, root)
     except DataError as error:
         report.lists.append(ListCount(str(path), "test" if test else "training"))
         report.findings.append(Finding("list", str(error), str(path)))
         return []
     before = len(report.findings)
-    listed = [item for name in names for item in _read_list(root / name, root, test, report)]
+    listed = [item for file, images in files for item in _read_list(file, images, test, report)]
     if len(report.findings) == before:  # else the first of these faults would come again
         try:
             load_mixture(path, root)
         except DataError as error:
             report.findings.append(Finding("list", str(error), str(path)))
     return listed
-
-
-def _files_of(path: Path) -> list[str]:
-    """The record files that a mixture names, each once."""
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} cannot be read as YAML: {reason}") from error
-    listed = [fields.get(key) for key in ("datasets", "sources")] if isinstance(fields, dict) else []
-    entries = [
-        entry for part in listed if isinstance(part, list) for entry in part if isinstance(entry, dict)
-    ]
-    names = [entry.get("json_path", entry.get("file")) for entry in entries]
-    found = list(dict.fromkeys(name for name in names if isinstance(name, str) and name.strip()))
-    if not found:
-        raise DataError(f"{path} names no record files; a mixture has datasets: [{{json_path: ...}}, ...]")
-    return found
 
 
 def _read_list(path: Path, root: Path, test: bool, report: Report) -> list[_Listed]:

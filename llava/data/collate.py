@@ -1,84 +1,128 @@
 """Samples to a batch: one pass per pair, its captions as branches behind one shared prefix.
 
 A sample with K answers becomes one row: the prompt without its last token, then K branches, each the prompt's last
-token again followed by one answer. A branch sees the prefix and itself only, and its positions continue the prefix's.
-So every answer's first word is predicted from the prompt's last token within its own branch, and loss and gradients
-equal those of K separate rows, while the image tokens are computed once.
+token again followed by one answer. A branch sees the prefix and itself only (`llava.model.branches`), and its
+positions continue the prefix's. So every answer's first word is predicted from the prompt's last token within its own
+branch, and loss and gradients equal those of K separate rows, while the image tokens are computed once.
+
+Legend: B rows, T positions, I images of a sample, C channels, S side in pixels, N tokens of an image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llava.data.conversation import IGNORE
 from llava.data.dataset import Sample
 
 
-def branch_mask(segments: Tensor) -> Tensor:
-    """Which position may attend which: [B, T] segments to [B, 1, T, T] bool.
+class _Row(NamedTuple):
+    """A sample as a row, [T] each."""
 
-    Segment 0 is the shared prefix, 1..K the branches, -1 padding. Padding attends itself, so that no row is empty.
-    """
-    positions = torch.arange(segments.shape[1], device=segments.device)
-    causal = positions[:, None] >= positions[None]  # [T, T]
-    query, key = segments[:, :, None], segments[:, None, :]
-    return (causal & ((key == 0) | (key == query)))[:, None]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    weights: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class BranchCollator:
     """Batches `Sample`s; rows are padded on the right.
 
+    Samples that teach nothing (skipped ones, and fillers of the last batches) are left out. Where no other is there,
+    one of them stays, so that no rank comes without a batch.
+
     Args:
         pad_token_id: what fills short rows.
+        pad_to_multiple_of: T becomes a multiple of this.
     """
 
     pad_token_id: int
+    pad_to_multiple_of: int = 1
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Samples to `input_ids`, `labels`, `position_ids` [B, T], `attention_mask` [B, 1, T, T], `pixel_values`."""
-        rows = [self._row(sample) for sample in samples]
-        length = max(len(row[0]) for row in rows)
-        fills = (self.pad_token_id, IGNORE, 0, -1)
-        ids, labels, positions, segments = (
-            torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
-            for i, fill in enumerate(fills)
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Samples to tensors, and what is said of them.
+
+        Returns:
+            `input_ids`, `labels`, `position_ids` [B, T]; `segments` [B, T]: 0 the prefix, 1..K the branches, -1
+            padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
+            for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
+            images differ; `changed_share` [B, N] where all samples have it.
+            `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
+        """
+        taught = [sample for sample in samples if sample.answers]
+        kept = taught or samples[:1]
+        rows = [_row(sample) for sample in kept]
+        step = self.pad_to_multiple_of
+        length = -(-max(len(row.ids) for row in rows) // step) * step
+        fills = (self.pad_token_id, IGNORE, 0, -1, 0)
+        ids, labels, positions, segments, weights = (
+            _padded(parts, fill, length) for parts, fill in zip(zip(*rows, strict=True), fills, strict=True)
         )
-        mask = branch_mask(segments)
-        batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask}
-        shares = [sample.changed_share for sample in samples]
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": positions,
+            "segments": segments,
+        }
+        if bool((weights > 1).any()):
+            batch["label_weights"] = weights.float()
+        shares = [sample.changed_share for sample in kept]
         if all(share is not None for share in shares):
             batch["changed_share"] = torch.stack([share for share in shares if share is not None])  # [B, N]
-        counts = [len(sample.pixel_values) for sample in samples]
-        if any(counts):
-            batch["pixel_values"] = torch.nn.utils.rnn.pad_sequence(
-                [
-                    s.pixel_values if c else s.pixel_values.new_zeros(1, *_shape(samples))
-                    for s, c in zip(samples, counts, strict=True)
-                ],
-                batch_first=True,
-            )
-            if len(set(counts)) > 1:
-                batch["image_counts"] = torch.tensor(counts)
+        batch |= _images([sample.pixel_values for sample in kept])
+        batch["uids"] = [uid for sample in taught for uid in (sample.uid, *sample.also)]
+        batch["skipped"] = [row for sample in samples for row in sample.skipped]
         return batch
 
-    def _row(self, sample: Sample) -> tuple[list[int], list[int], list[int], list[int]]:
-        """ids, labels, positions and segments of one sample."""
-        shared = len(sample.prompt) - 1
-        ids, labels = sample.prompt[:shared], sample.prompt_labels[:shared]
-        positions, segments = list(range(shared)), [0] * shared
-        for k, (answer, answer_labels) in enumerate(sample.answers, start=1):
-            branch = [sample.prompt[-1], *answer]
-            ids = [*ids, *branch]
-            # the first branch carries the label of the prompt's last token, if it has one, so that it counts once
-            labels = [*labels, sample.prompt_labels[-1] if k == 1 else IGNORE, *answer_labels]
-            positions += range(shared, shared + len(branch))
-            segments += [k] * len(branch)
-        return ids, labels, positions, segments
+
+def _row(sample: Sample) -> _Row:
+    prompt, told = np.asarray(sample.prompt), np.asarray(sample.prompt_labels)
+    if not sample.answers:
+        nothing = np.zeros_like(prompt)
+        return _Row(prompt, nothing + IGNORE, np.arange(len(prompt)), nothing, nothing)
+    shared, last = len(prompt) - 1, prompt[-1:]
+    branches = [np.concatenate([last, ids]) for ids, _ in sample.answers]
+    sizes = [shared, *map(len, branches)]
+    # the first branch carries the label of the prompt's last token, if it has one: for the others it is predicted
+    # from no place of theirs
+    heads = [told[-1:], *[np.array([IGNORE])] * (len(branches) - 1)]
+    ends = (part for head, (_, labels) in zip(heads, sample.answers, strict=True) for part in (head, labels))
+    labels = np.concatenate([told[:-1], *ends])
+    labels[0] = IGNORE  # nothing foretells it
+    weights = (labels != IGNORE).astype(np.int64)
+    weights[: shared + 1] *= len(branches)
+    return _Row(
+        np.concatenate([prompt[:-1], *branches]),
+        labels,
+        np.concatenate([np.arange(shared), *(shared + np.arange(size) for size in sizes[1:])]),
+        np.arange(len(sizes)).repeat(sizes),
+        weights,
+    )
 
 
-def _shape(samples: Sequence[Sample]) -> tuple[int, ...]:
-    """[C, S, S] of the batch's images."""
-    return next(tuple(s.pixel_values.shape[1:]) for s in samples if len(s.pixel_values))
+def _padded(rows: Sequence[NDArray[np.int64]], fill: int, length: int) -> Tensor:
+    """[B, T] of rows of different lengths."""
+    out = np.full((len(rows), length), fill, np.int64)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _images(images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`pixel_values` and `image_counts` of [I, C, S, S] each, see `BranchCollator`."""
+    counts = [len(image) for image in images]
+    if len(set(counts)) == 1:
+        return {"pixel_values": torch.stack(list(images))} if counts[0] else {}
+    shape = next(image.shape[1:] for image in images if len(image))  # [C, S, S]
+    out = next(image for image in images if len(image)).new_zeros(len(images), max(counts), *shape)
+    for row, image, count in zip(out, images, counts, strict=True):
+        if count:
+            row[:count] = image
+    return {"pixel_values": out, "image_counts": torch.tensor(counts)}

@@ -1,8 +1,10 @@
 """One pair on disk: where its images are and what people said of it."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +96,64 @@ def _rounds(value: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _objects(path: Path) -> Iterator[tuple[Any, str]]:
-    """JSON values of a list or of JSON Lines, each with its place."""
+    """JSON values of a list or of JSON Lines, one by one, each with its place."""
+    number = 0
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8-sig") as file:
+            head = blank = file.read(64)
+            while blank and not blank.strip():
+                blank = file.read(64)
+                head += blank
+            if not head.lstrip().startswith("["):
+                start = io.StringIO(head + file.readline())
+                for number, line in enumerate(chain(start, file), start=1):
+                    if line.strip():
+                        yield json.loads(line), f"{path}, line {number}"
+                return
+            if not path.is_file():  # a pipe gives what was read no second time
+                for number, value in enumerate(json.loads(head + file.read())):
+                    yield value, f"{path}, entry {number}"
+                return
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    try:
-        if text.lstrip().startswith("["):
-            for i, value in enumerate(json.loads(text)):
-                yield value, f"{path}, entry {i}"
-            return
-        # not splitlines: to that, a caption's U+2028 or U+0085 is the end of a line too
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                place = f"{path}, line {number}"
-                yield json.loads(line), place
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno if text.lstrip().startswith('[') else number}: no JSON: {error.msg}"
-        ) from error
     except RecursionError:
         raise DataError(f"{path}: nested too deeply to be a list of records") from None
+    except ValueError as error:  # also a number of more digits than Python reads
+        reason: object = error
+        if isinstance(error, json.JSONDecodeError):
+            reason, number = error.msg, number or error.lineno
+        raise DataError(f"{path}, line {number}: no JSON: {reason}") from error
+    from llava.data.sources.json_stream import entries  # here, for the readers beside it import this module
+
+    yield from entries(path)
+
+
+def iter_records(path: Path) -> Iterator[tuple[Record, str]]:
+    """The records of a file one by one, checked, each with its place.
+
+    Raises:
+        DataError: as `read_records`, when it comes to the fault.
+    """
+    seen: set[str] = set()
+    for value, where in _objects(path):
+        record = parse_record(value, where)
+        if record.uid in seen:
+            raise DataError(f"{where}: uid {record.uid!r} was used before{_earlier(path, record.uid)}")
+        seen.add(record.uid)
+        yield record, where
+    if not seen:
+        raise DataError(f"{path} holds no records")
+
+
+def _earlier(path: Path, uid: str) -> str:
+    """Where a uid comes first; the file is read again for that, which a pipe cannot be."""
+    values = _objects(path) if path.is_file() else iter(())
+    return next(
+        (f", at {where}" for value, where in values if isinstance(value, dict) and value.get("uid") == uid),
+        "",
+    )
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -125,15 +162,4 @@ def read_records(path: str | Path) -> list[Record]:
     Raises:
         DataError: file, line and field of the first fault; a uid that comes twice.
     """
-    path = Path(path)
-    records: list[Record] = []
-    seen: dict[str, str] = {}
-    for value, where in _objects(path):
-        record = parse_record(value, where)
-        if record.uid in seen:
-            raise DataError(f"{where}: uid {record.uid!r} was used before, at {seen[record.uid]}")
-        seen[record.uid] = where
-        records.append(record)
-    if not records:
-        raise DataError(f"{path} holds no records")
-    return records
+    return [record for record, _ in iter_records(Path(path))]

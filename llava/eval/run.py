@@ -152,7 +152,7 @@ def run_evaluation(
         RankError: another process failed, or is silent; it is named.
     """
     settings = settings or EvalSettings()
-    net = _plain(model.model if isinstance(model, ChangeCaptioner) else model)
+    net = _whole(model.model if isinstance(model, ChangeCaptioner) else model)
     distributed.on_main(lambda: _check(records, settings), "checking the records", settings.timeout)
     job = _Job(
         records=unique(records),
@@ -248,11 +248,11 @@ def _evaluate(captioner: ChangeCaptioner, job: _Job, how: Generation, run: dict[
 # --- what is evaluated ------------------------------------------------------------------------------
 
 
-def _plain(model: nn.Module) -> ChangeVLMForConditionalGeneration:
+def plain_model(model: nn.Module) -> ChangeVLMForConditionalGeneration:
     """The model inside what training wraps around it.
 
     Raises:
-        ConfigError: no model of ours, or one whose weights are not whole on this process.
+        ConfigError: no model of ours.
     """
     while not isinstance(model, ChangeVLMForConditionalGeneration):
         unwrap = getattr(model, "get_base_model", None)  # peft
@@ -264,11 +264,22 @@ def _plain(model: nn.Module) -> ChangeVLMForConditionalGeneration:
                 "ChangeVLMForConditionalGeneration and its processor"
             )
         model = inner
-    for parameter_name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_status") or hasattr(parameter, "to_local"):
+    return model
+
+
+def _whole(model: nn.Module) -> ChangeVLMForConditionalGeneration:
+    """`plain_model`, with all its weights on this process.
+
+    Raises:
+        ConfigError: no model of ours, or one that is sharded over the processes.
+    """
+    model = plain_model(model)
+    for name, parameter in model.named_parameters():
+        status = getattr(parameter, "ds_status", None)
+        if hasattr(parameter, "to_local") or (status is not None and status.name != "AVAILABLE"):
             raise ConfigError(
-                f"{parameter_name} is sharded over the processes (ZeRO-3 or FSDP); evaluate a saved checkpoint with "
-                "python -m llava.eval, or train with ZeRO-2"
+                f"{name} is sharded over the processes (ZeRO-3 or FSDP); evaluate a saved checkpoint with "
+                "python -m llava.eval, or inside llava.train.sharded.whole_weights"
             )
     return model
 

@@ -5,11 +5,11 @@ D tower width, H language model width, V vocabulary.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -30,9 +30,12 @@ from llava.data.conversation import IGNORE
 from llava.errors import DataError
 from llava.model import checkpoint
 from llava.model.anyres import arrange_anyres
+from llava.model.branches import additive, branch_positions
+from llava.model.branches import attention_mask as mask_for
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.fusion import DifferenceFusion, build_fusion
 from llava.model.fusion.difference import DifferenceBlock, JoinedLinear, sine_position_code
+from llava.model.loss import LanguageHead, head_loss
 from llava.model.projector import Projector
 from llava.model.splice import placeholder_mask, splice
 from llava.model.vision_tower import VisionTower
@@ -79,6 +82,7 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
         r"vision_resampler\.ChangeAwareTokenReduce\.",
         r"mm_cc_projector\.",
         r"vision_tower\.encoder\.",
+        r"^" + re.escape(checkpoint.DISCARDED),
     ]
 
     @torch.no_grad()
@@ -243,13 +247,19 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
         image_counts: Tensor | None = None,
         image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        blank_pair: bool = False,
         **kwargs: Any,
     ) -> ChangeVLMModelOutput:
-        """See `ChangeVLMForConditionalGeneration.forward`."""
+        """See `ChangeVLMForConditionalGeneration.forward`.
+
+        With `blank_pair`, one goes through the parts that read images and into the text times 0: their weights get
+        gradients of zeros, which other ranks may be waiting for.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         change = None
@@ -266,13 +276,29 @@ class ChangeVLMModel(ChangeVLMPreTrainedModel):
             raise ValueError(
                 "pixel_values need input_ids: inputs_embeds already hold the images (see `embed`)"
             )
-        eager = self.language_model.config._attn_implementation == "eager"
-        if eager and isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
-            attention_mask = _additive(attention_mask, inputs_embeds.dtype)
+        if blank_pair:
+            vision = self.config.vision_config
+            shape = (1, 2, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+            blank = self.get_image_features(inputs_embeds.new_zeros(shape, dtype=self.dtype)).pooler_output
+            assert blank is not None
+            inputs_embeds = inputs_embeds + 0 * blank.sum()
+        attention = self.language_model.config._attn_implementation
+        mask: Any = attention_mask
+        if segments is not None:
+            if attention_mask is not None:
+                raise ValueError("segments say who sees whom: give no attention_mask with them")
+            mask, use_cache = mask_for(segments, attention, inputs_embeds.dtype), False
+            if mask is None:
+                # 0, 1, ...; given ones end in zeros, which would be taken for texts packed into one row
+                position_ids = None
+            elif position_ids is None:
+                position_ids = branch_positions(segments)
+        elif attention == "eager" and isinstance(mask, Tensor) and mask.dim() == 4:
+            mask = additive(mask, inputs_embeds.dtype)
         kwargs["return_dict"] = True
         out = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -286,13 +312,6 @@ def _is_prompt(input_ids: Tensor, past_key_values: Cache | None) -> bool:
     return past_key_values is None or (input_ids.shape[1] > 1 and not past_key_values.get_seq_length())
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask [B, 1, T, T] as what eager attention adds to the scores, where it would add True as 1."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixin):
     """ChangeVLM with a language model head: loss, logits, `generate`."""
 
@@ -301,7 +320,7 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
     def __init__(self, config: ChangeVLMConfig) -> None:
         super().__init__(config)
         self.model = ChangeVLMModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.text_config.hidden_size, config.text_config.vocab_size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -324,10 +343,13 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         image_counts: Tensor | None = None,
         image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
@@ -338,40 +360,43 @@ class ChangeVLMForConditionalGeneration(ChangeVLMPreTrainedModel, GenerationMixi
         Args:
             input_ids: [B, T]; each image stands as N ids of `config.image_token_id`.
             pixel_values, image_counts, image_sizes: see `ChangeVLMModel.get_image_features`. Pairs are [B, 2, C, S, S].
+            segments: [B, T], in place of `attention_mask`, for several answers behind one prefix in a row: 0 the
+                prefix, 1..K the branches, -1 padding behind them; see `llava.model.branches`.
+            position_ids: [B, T]; made from `segments` when absent.
             labels: [B, T], -100 where nothing is to be learned; not shifted. While training there are no `logits`
                 in the output then.
+            label_weights: [B, T], how often each label counts; absent: once.
+            num_items_in_batch: what the summed loss is divided by, for a step of several batches or ranks; absent:
+                this batch's own sum of weights.
             logits_to_keep: compute logits for the last n positions (0: all), or for the given positions.
 
         Raises:
             DataError: placeholders and image features differ in number.
+            ConfigError: several branches with an attention implementation that cannot keep them apart.
         """
+        blank_pair = False
         if labels is not None:
             use_cache = False  # config.text_config.use_cache would build one in training
+            blank_pair = self.training and pixel_values is None and bool((labels == IGNORE).all())
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             image_counts=image_counts,
             image_sizes=image_sizes,
             attention_mask=attention_mask,
+            segments=segments,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            blank_pair=blank_pair,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            # The head runs on supervised positions only: an image has hundreds of others, a word list 150,000 entries.
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # what each position is to foretell
-            rows = targets != IGNORE
-            loss = self.loss_function(
-                logits=self.lm_head(hidden[rows]),
-                labels=None,
-                shift_labels=targets[rows],
-                vocab_size=self.config.text_config.vocab_size,
-                **kwargs,
-            )
+            # An image has hundreds of positions without label, a word list 150,000 entries.
+            loss = head_loss(self.lm_head, hidden, labels, label_weights, num_items_in_batch)
         if labels is None or not self.training:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])

@@ -12,12 +12,14 @@ import logging
 import pickle
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
@@ -69,6 +71,10 @@ LAYOUTS: dict[str, dict[str, str]] = {"release": _RELEASE, "hub": _HUB, "ours": 
 _DEAD = re.compile(
     r"^model\.vision_resampler\.(layers\.\d+\.norm4|ChangeAwareTokenReduce\.(change_for_key_proj|cross_attn))\.|^model\.mm_cc_projector\."
 )
+_OF_FUSION = re.compile(r"^model\.fusion\.")
+DISCARDED = "discarded."
+"""Before the names of weights that a model with a new fusion does not take."""
+
 # The tower's weights behind the deepest layer asked for, under our names.
 _TOWER_TAIL = re.compile(r"^model\.vision_tower\.encoder\.(post_layernorm|head)\.")
 _TOWER_LAYER = re.compile(r"^model\.vision_tower\.encoder\.encoder\.layers\.(\d+)\.")
@@ -416,8 +422,27 @@ def _short(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cut))
 
 
-def inspect(source: str, config: ChangeVLMConfig | None = None, **hub: Any) -> tuple[ChangeVLMConfig, str]:
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Inside, transformers builds, loads and generates as on one process, also in a run that it knows to be ZeRO-3.
+
+    There it shards every model that it makes, and each pass of `generate` waits for all processes.
+    """
+    held = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = held
+
+
+def inspect(
+    source: str, config: ChangeVLMConfig | None = None, *, fresh_fusion: bool = False, **hub: Any
+) -> tuple[ChangeVLMConfig, str]:
     """Check a checkpoint without loading it: config against names and shapes of all weights.
+
+    Args:
+        fresh_fusion: leave the fusion out of the comparison: the model is to get a new one.
 
     Returns:
         The config, made to agree with the weights where releases leave that open (vocabulary, newline), and the layout.
@@ -438,9 +463,14 @@ def inspect(source: str, config: ChangeVLMConfig | None = None, **hub: Any) -> t
             "model.language_model.embed_tokens.weight", [config.text_config.vocab_size]
         )[0]
         config.image_newline = "model.image_newline" in renamed
-    with torch.device("meta"):
+    with unsharded(), torch.device("meta"):
         model = ChangeVLMForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if fresh_fusion:
+        renamed, expected = (
+            {name: shape for name, shape in shapes.items() if not _OF_FUSION.match(name)}
+            for shapes in (renamed, expected)
+        )
     check_weights(renamed, expected, tied=config.tie_word_embeddings, where=str(source))
     dropped = [name for name in shapes if is_dead(name, layout, config)]
     if dropped:
@@ -452,7 +482,11 @@ def prepare_loading(cls: type, source: Any, kwargs: dict[str, Any]) -> dict[str,
     """Arguments for transformers' `from_pretrained` so that any supported layout loads, after a check of every key.
 
     A model already given as `state_dict`, and quantised checkpoints (other names by design), are left to transformers.
+    `fresh_fusion=True` among the arguments leaves the checkpoint's fusion aside, if it has one: that of the given
+    `config` starts untrained.
     """
+    kwargs = dict(kwargs)
+    fresh = bool(kwargs.pop("fresh_fusion", False))
     hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
     if kwargs.get("state_dict") is not None or kwargs.get("gguf_file") is not None:
         return kwargs
@@ -463,10 +497,11 @@ def prepare_loading(cls: type, source: Any, kwargs: dict[str, Any]) -> dict[str,
     config = config if isinstance(config, PreTrainedConfig) else read_config(str(source), **hub)
     if getattr(config, "quantization_config", None) is not None or not isinstance(config, ChangeVLMConfig):
         return kwargs
-    checked, layout = inspect(str(source), config, **hub)
+    checked, layout = inspect(str(source), config, fresh_fusion=fresh, **hub)
     if layout == "ours":
+        if fresh:
+            kwargs["key_mapping"] = {_OF_FUSION.pattern: DISCARDED} | dict(kwargs.get("key_mapping") or {})
         return kwargs
-    kwargs = dict(kwargs)
     if not isinstance(kwargs.get("config"), PreTrainedConfig):
         for name in [
             n
@@ -476,6 +511,8 @@ def prepare_loading(cls: type, source: Any, kwargs: dict[str, Any]) -> dict[str,
             setattr(checked, name, kwargs.pop(name))
     kwargs["config"] = checked
     mapping = dict(LAYOUTS[layout])
+    if fresh:
+        mapping = {"^" + re.escape(_FUSION): DISCARDED} | mapping
     if cls.__name__ == "ChangeVLMModel":  # the model without its head has no "model." before its names
         mapping[r"^model\."] = ""
     kwargs.setdefault("key_mapping", mapping)

@@ -62,7 +62,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The published models, by name, for `ChangeVLMConfig.preset`."""
 
 
-FUSION_DEFAULTS: dict[str, dict[str, Any]] = {"difference": DIFFERENCE_FUSION}
+FUSION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "difference": DIFFERENCE_FUSION,
+    "csrm": {"kind": "csrm", "dropout": 0.5, "init": "identity"},
+    "csrm_paper": {"kind": "csrm_paper"},
+    "concat": {"kind": "concat", "temporal_embedding": False},
+}
 _DEFAULTS = {"vision_config": SIGLIP_SO400M, "text_config": QWEN2_05B}
 
 
@@ -103,7 +108,9 @@ class ChangeVLMConfig(PreTrainedConfig):
         vision_layers: hidden states handed on, shallow to deep. Entry 0 is the patch embedding's output, entry i the
             output of layer i. Negative numbers count from the end and are stored as positive ones. The fusion adds
             to the last one listed; without fusion that one alone is used.
-        fusion: None (the baseline) or `{"kind": "difference", "depth", "head_dim", "mlp_dim", "map_head"}`.
+        fusion: None (the baseline), or a `kind` of `llava.model.fusion.FUSIONS` with its settings:
+            `{"kind": "difference", "depth", "head_dim", "mlp_dim", "map_head"}`, `{"kind": "csrm", "dropout", "init"}`,
+            `{"kind": "csrm_paper"}`, `{"kind": "concat", "temporal_embedding"}`; the last three use the last level only.
         projector: "mlp2x_gelu" (any depth: "mlp3x_gelu", ...) or "linear".
         image_token_id: the placeholder's id; each image takes `image_seq_length` of them.
         image_newline: whether the model has LLaVA-OneVision's row separator, needed for `anyres` single images.

@@ -1,10 +1,11 @@
-"""`python -m llava.train`: fine-tune by a YAML file, also under torchrun or accelerate."""
+"""`python -m llava.train`: one training run, also under torchrun, deepspeed or SLURM; `llava train` is the same."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from llava.cli import train as command
 from llava.errors import LlavaError
 
 
@@ -12,21 +13,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one training; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.train",
-        description="Fine-tune a model on pairs with captions.",
-        epilog="example: python -m llava.train --config scripts/configs/tiny.yaml output_dir=runs/mine seed=1",
+        description=command.DESCRIPTION,
+        epilog=command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see llava/train/config.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields that replace the file's")
-    args = parser.parse_args(argv)
-    from llava.train.config import TrainConfig
-    from llava.train.trainer import train
-
+    command.add_options(parser)
+    rank = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
     try:
-        train(TrainConfig.from_yaml(args.config, args.overrides))
+        args = parser.parse_args(command.as_settings(list(sys.argv[1:] if argv is None else argv)))
+        return command.run(args)
     except LlavaError as error:
-        print(f"llava.train: {error}", file=sys.stderr)
+        print(f"llava.train:{rank} {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print(
+            f"llava.train:{rank} interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
 
 
 if __name__ == "__main__":

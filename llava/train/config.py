@@ -1,87 +1,217 @@
-"""One training run = one YAML file = one checked dataclass."""
+"""What one training run is told: fields, their defaults and their checks; several stages in one file.
 
-import dataclasses
+A file's fields hold for all stages; what a stage sets comes on top:
+
+    model: llava-onevision-0.5b
+    output_dir: runs/ccexpert_0.5b
+    stages:
+      alignment: {learn: [fusion, projector]}
+      pretraining: {}
+      sft: {data: levir_cc/train.json, captions: random}
+
+Each stage writes into its own folder below `output_dir` and starts from the one before, unless it names a `model`.
+On the command line `learning_rate=2e-5` is for the stage that runs, `stages.sft.learning_rate=2e-5` for that one alone.
+"""
+
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from llava.config import build, override, plain, read_yaml, to_yaml
+from llava.data.conversation import QUESTION
 from llava.errors import ConfigError
+from llava.train.adapters import AdapterConfig
+from llava.train.parts import ALIASES, PARTS
 
-PARTS = {
-    "tower": "model.vision_tower.",
-    "fusion": "model.fusion.",
-    "projector": "model.projector.",
-    "llm": "model.language_model.",
-}
-"""Parts that learn, by the prefix of their weights. The head belongs to `llm`, the newline to `projector`."""
+Captions = Literal["all", "random", "flatten_list", "random_choice"]
+"""The last two are the release's names of the first two."""
 
 
-def part_of(name: str) -> str:
-    """Which part a weight of `ChangeVLMForConditionalGeneration` belongs to."""
-    if name.startswith("lm_head."):
-        return "llm"
-    if name == "model.image_newline":
-        return "projector"
-    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """A new model from an image encoder and a language model; what lies between them starts untrained."""
+
+    tower: str
+    """Vision encoder: folder or hub id."""
+    llm: str
+    """Causal language model with its tokenizer: folder or hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Captions and scores on the way (`llava.eval`), on all processes."""
+
+    data: Path
+    """Records or a mixture with references: the validation split, unless you say otherwise."""
+    root: Path | None = None
+    """What the records' paths are relative to; the training's root by default."""
+    every: Literal["epoch"] | int = "epoch"
+    """An evaluation and a checkpoint so often: each epoch, or each so many updates."""
+    limit: int | None = None
+    """Only the first so many pairs."""
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    metric: str = "Sm"
+    """The checkpoint with the best of it is kept and is what the run ends with: Sm, BLEU-4, METEOR, ROUGE-L, CIDEr-D,
+    Sm_changed, decision, ..."""
+    select: bool = True
+    """False: end with the last weights, whatever the scores."""
+    at_start: bool = False
+    samples: int = 8
+    """Pairs whose captions, with pictures, go to TensorBoard or W&B."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "limit", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"field 'evaluation.{name}' is {value}, expected 1 or more")
+        if isinstance(self.every, int) and self.every < 1:
+            raise ConfigError(
+                f"field 'evaluation.every' is {self.every}, expected 'epoch' or a number of updates"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Fine-tuning on pairs with captions."""
+    """One training run."""
 
-    model: str
-    """Where to start: a name, a folder or a hub id, as for `llava caption --model`."""
+    model: str | Assembly
+    """Where to start: a name, a folder or a hub id, as for `llava caption --model`; or {tower, llm} to put together."""
     data: Path
-    """Records: a JSON list or JSON Lines, see `llava.data.record`."""
+    """Records (a JSON list or JSON Lines, see `llava.data.record`), or a mixture of several (YAML)."""
     root: Path | None = None
-    """What the records' paths are relative to; the records' folder by default."""
+    """What the records' paths are relative to; the folder of `data` by default."""
     output_dir: Path
-    """The trained model goes here, with the run's config beside it."""
+    """The trained model goes here, with the run's config, log and checkpoints beside it."""
+
+    # the model
     fusion: dict[str, Any] | Literal["keep"] | None = "keep"
-    """Fusion to train: the model's own ("keep"), none, or settings of a new one."""
-    captions: Literal["all", "random"] = "all"
-    """All captions of a pair in one pass, or one drawn anew each epoch."""
+    """Fusion to train: the model's own ("keep"), none, or settings of a new one, such as {kind: difference}."""
+    vision_layers: Sequence[int] | None = None
+    """Hidden states of the tower that are used; the model's own by default."""
+    attn_implementation: str = "sdpa"
+    """"sdpa", "eager", or "flex_attention" on GPUs."""
+    adapter: AdapterConfig | None = None
+    """Low-rank updates in place of full ones; see `llava.train.adapters`."""
+
+    # the data
+    captions: Captions = "all"
+    """All captions of a pair, or one drawn anew each epoch."""
+    one_pass: bool = True
+    """Read a pair once for all its captions or questions. False: one sample a caption, as published code does."""
+    question: str = QUESTION
     labels: Literal["answer", "release"] = "answer"
-    mask_weight: float = 0.0
-    """Weight of a second loss for records with a `mask_path`, on which patches changed: foretold by a linear head,
-    thrown away after training, from the language model's middle layer at the after image's tokens, and, where the
-    fusion has a `map_head`, by that from the change stream. 0: captions alone."""
-    learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
-    """Parts that learn; the others are frozen."""
-    learning_rate: float = 1e-5
-    part_learning_rate: dict[str, float] = field(default_factory=dict)
-    """Other rates for some parts, e.g. {"tower": 2.0e-6}."""
-    epochs: float = 1.0
-    max_steps: int = -1
-    """Stops after so many updates, whatever `epochs` says; -1: no bound."""
-    batch_size: int = 8
-    """Pairs per device and update."""
-    gradient_accumulation_steps: int = 1
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    gradient_checkpointing: bool = False
+    max_length: int = 32768
+    """Tokens of a sample, image tokens included."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A broken image ends the run, or is left out, counted and listed in skipped.jsonl."""
     cache_images: bool = False
     """Keep resized images in memory (8 bit): for sets of some thousand small pairs."""
+    dataloader_num_workers: int = 0
+
+    # what learns
+    learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
+    """Parts that learn; the others are frozen. The release's names (mm_vision_tower, ...) are known too."""
+    learning_rate: float = 1e-5
+    part_learning_rate: dict[str, float] = field(default_factory=dict)
+    """Other rates for some parts, e.g. {tower: 2.0e-6}."""
+    mask_weight: float = 0.0
+    """Weight of a second loss for records with a `mask_path`, see `llava.train.auxiliary`. 0: captions alone."""
+    place_weight: float = 0.0
+    """Weight of a third loss, on where in its image each image token stands, see `llava.train.auxiliary`."""
+
+    # how long, and in what steps
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    """Stops after so many updates, whatever `num_train_epochs` says; -1: no bound."""
+    per_device_train_batch_size: int = 8
+    """Pairs on each device at once."""
+    gradient_accumulation_steps: int = 1
+    pairs_per_step: int | None = None
+    """Pairs of one update over all devices; sets `gradient_accumulation_steps` by their number."""
+    warmup_ratio: float = 0.03
+    lr_scheduler_type: str = "cosine"
+    optim: str = "adamw_torch_fused"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema: float | None = None
+    """Also keep a moving average of the weights with this decay, evaluate it, and end with it."""
     seed: int = 42
+
+    # on what machine
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON, such as scripts/deepspeed/zero2.json."""
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' TrainingArguments (fsdp, ddp_timeout, run_name, ...)."""
+
+    # on the way
+    evaluation: EvaluationConfig | None = None
     logging_steps: int = 10
+    report_to: Sequence[str] = ()
+    """tensorboard, wandb: needs the package."""
     save_steps: int = 0
-    """Updates between checkpoints to resume from; 0: none."""
+    """Updates between checkpoints to resume from; 0: with each evaluation, or none."""
+    resume_from_checkpoint: str = "auto"
+    """"auto": go on from the last whole checkpoint in `output_dir`, if there is one; "never"; or a folder."""
+
+    stage: str | None = None
+    """The stage of a file of several that this is."""
 
     def __post_init__(self) -> None:
-        unknown = sorted({*self.learn, *self.part_learning_rate} - set(PARTS))
-        if unknown:
+        learn = tuple(ALIASES.get(part, part) for part in self.learn)
+        rates = {ALIASES.get(part, part): rate for part, rate in self.part_learning_rate.items()}
+        object.__setattr__(self, "learn", learn)
+        object.__setattr__(self, "part_learning_rate", rates)
+        captions = {"flatten_list": "all", "random_choice": "random"}.get(self.captions, self.captions)
+        object.__setattr__(self, "captions", captions)
+        if unknown := sorted({*learn, *rates} - set(PARTS)):
             raise ConfigError(f"unknown parts {unknown}; known: {', '.join(PARTS)}")
-        if not self.learn:
-            raise ConfigError("learn is empty: name at least one part")
-        for name in ("learning_rate", "batch_size", "gradient_accumulation_steps", "epochs"):
-            if not (math.isfinite(value := getattr(self, name)) and value > 0):
-                raise ConfigError(f"{name}={value} must be above 0")
+        if not learn:
+            raise ConfigError("field 'learn' is empty: name at least one part")
+        positive = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "pairs_per_step")
+        for name in (*positive, "gradient_accumulation_steps", "max_length", "logging_steps"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"field {name!r} is {value}, expected a number above 0")
+        for name in ("mask_weight", "place_weight", "weight_decay", "max_grad_norm", "save_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"field {name!r} is {getattr(self, name)}, expected 0 or more")
+        if self.dataloader_num_workers < 0:
+            raise ConfigError(
+                f"field 'dataloader_num_workers' is {self.dataloader_num_workers}, expected 0 or more"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"field 'ema' is {self.ema}, expected a number between 0 and 1")
+        if self.pairs_per_step is not None and self.gradient_accumulation_steps != 1:
+            raise ConfigError("give either pairs_per_step or gradient_accumulation_steps, not both")
+        if self.labels == "release" and self.mask_weight > 0:
+            raise ConfigError("mask_weight needs labels: answer")
+
+    def accumulation(self, processes: int) -> int:
+        """Batches of each process to one update.
+
+        Raises:
+            ConfigError: `pairs_per_step` is no multiple of what all processes take at once.
+        """
+        if self.pairs_per_step is None:
+            return self.gradient_accumulation_steps
+        at_once = self.per_device_train_batch_size * processes
+        if self.pairs_per_step % at_once:
+            raise ConfigError(
+                f"pairs_per_step={self.pairs_per_step} is no multiple of per_device_train_batch_size x processes = "
+                f"{self.per_device_train_batch_size} x {processes}; change one of them"
+            )
+        return self.pairs_per_step // at_once
+
+    @property
+    def image_root(self) -> Path:
+        """What the records' paths are relative to."""
+        return self.data.parent if self.root is None else self.root
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], where: str = "config") -> "TrainConfig":
@@ -90,50 +220,67 @@ class TrainConfig:
         Raises:
             ConfigError: unknown or missing fields, a value of the wrong kind; all with the field's name.
         """
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise ConfigError(f"{where}: unknown fields {unknown}; known: {', '.join(known)}")
-        missing = [n for n in ("model", "data", "output_dir") if fields.get(n) is None]
-        if missing:
-            raise ConfigError(f"{where}: missing fields {missing}")
-        kinds: dict[str, Callable[[Any], Any]] = {
-            "data": Path,
-            "root": Path,
-            "output_dir": Path,
-            "learn": tuple,
-        }
-        kinds |= {name: f.type for name, f in known.items() if f.type in (int, float)}
-        kinds["part_learning_rate"] = lambda rates: {part: float(rate) for part, rate in rates.items()}
-        values = dict(fields)
-        for name, kind in kinds.items():
-            if values.get(name) is not None:
-                try:
-                    values[name] = kind(values[name])
-                except (TypeError, ValueError, AttributeError) as error:
-                    raise ConfigError(f"{where}: field {name!r} is {values[name]!r}: {error}") from error
-        return cls(**values)
+        return build(cls, fields, where)
 
     @classmethod
-    def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> "TrainConfig":
-        """A file's fields with `key=value` overrides (values in YAML) on top."""
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path} must hold fields, not {type(fields).__name__}")
-        for override in overrides:
-            name, sign, value = override.partition("=")
-            if not sign:
-                raise ConfigError(f"override {override!r} must read key=value")
-            fields[name] = yaml.safe_load(value)
-        return cls.from_dict(fields, str(path))
+    def from_yaml(cls, path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> "TrainConfig":
+        """A file's fields with `key=value` overrides (values in YAML) on top.
+
+        Args:
+            stage: which stage of a file of several; it may be left out where there is one.
+
+        Raises:
+            ConfigError: see `from_dict`; no such stage, or none named of several.
+        """
+        fields = override(read_yaml(path), overrides)
+        stages = fields.pop("stages", None)
+        if stages is None:
+            if stage is not None:
+                raise ConfigError(f"{path} has no stages, and so no {stage!r}")
+            return cls.from_dict(fields, str(path))
+        names = _checked(stages, path)
+        if stage is None and len(names) > 1:
+            raise ConfigError(f"{path} has several stages; name one: --stage {' | '.join(names)}")
+        stage = names[0] if stage is None else stage
+        if stage not in names:
+            raise ConfigError(f"{path} has no stage {stage!r}; known: {', '.join(names)}")
+        own = dict(stages[stage] or {})
+        out = Path(str(fields.get("output_dir") or "runs"))
+        chained: dict[str, Any] = {"stage": stage, "output_dir": str(out / stage)}
+        if names.index(stage) > 0:  # what the stage before has made: its fusion is there by now
+            before = names[names.index(stage) - 1]
+            chained |= {"model": str(out / before), "fusion": "keep", "vision_layers": None}
+        # what is said on the command line stands above what the stage says, but for the chain itself
+        said = [text for text in overrides if _field(text) not in (*chained, "stages")]
+        return cls.from_dict(override(fields | chained | own, said), f"{path}, stage {stage}")
 
     def to_yaml(self) -> str:
         """As read by `from_yaml`."""
-        values = {
-            n: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-            for n, v in vars(self).items()
-        }
-        return yaml.safe_dump(values, sort_keys=False)
+        return to_yaml(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As read by `from_dict`."""
+        fields: dict[str, Any] = plain(self)
+        return fields
+
+
+def stage_names(path: Path) -> list[str]:
+    """The stages of a file in their order; none for a file of one run."""
+    stages = read_yaml(path).get("stages")
+    return [] if stages is None else _checked(stages, path)
+
+
+def _field(setting: str) -> str:
+    """The field at the top of what a setting sets."""
+    return setting.partition("=")[0].strip().lstrip("-").split(".")[0]
+
+
+def _checked(stages: Any, path: Path) -> list[str]:
+    if not isinstance(stages, dict) or not stages:
+        raise ConfigError(f"{path}: field 'stages' must hold a section for each stage")
+    for name, section in stages.items():
+        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"{path}: stage {name!r} must be a word, as it names a folder")
+        if section is not None and not isinstance(section, dict):
+            raise ConfigError(f"{path}, stages.{name} must hold fields, not {type(section).__name__}")
+    return list(stages)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from llava.data.collate import BranchCollator
 from llava.data.conversation import IGNORE, text_to_content
-from llava.data.dataset import Sample, split_answer, text_sample
+from llava.data.dataset import Sample, text_sample
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import ChangeVLMConfig
 from llava.model.fusion.difference import sine_position_code
@@ -170,7 +170,7 @@ class BaseTrainer:
     def _answer(self, caption: str) -> tuple[list[int], list[int]]:
         if caption not in self._answers:
             coded = self.processor.encode([*self._messages, {"role": "assistant", "content": caption}])
-            self._answers[caption] = split_answer(coded["input_ids"], coded["labels"], self._bare)
+            self._answers[caption] = coded["input_ids"][self._bare :], coded["labels"][self._bare :]
         return self._answers[caption]
 
     def samples(self, size: int) -> Iterator[list[int]]:
@@ -224,7 +224,7 @@ class BaseTrainer:
     def _words(self, batch: dict[str, Tensor], embeds: Tensor) -> Tensor:
         out = self.model.model(
             inputs_embeds=embeds,
-            attention_mask=batch["attention_mask"],
+            segments=batch["segments"],
             position_ids=batch["position_ids"],
             use_cache=False,
         )

@@ -1,189 +1,345 @@
-"""Fine-tuning on transformers' Trainer; overridden is only what differs."""
+"""transformers' Trainer for pairs; overridden is only what differs.
 
-import copy
-import dataclasses
-from collections import defaultdict
+What differs: a rate for each part of the model, the order of the samples, losses beside the words, evaluation by
+generation on all processes, checkpoints that are whole or do not count, and a stop that names the batch when a loss is
+no number.
+"""
+
+import json
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import Trainer, TrainingArguments
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llava.data.collate import BranchCollator
-from llava.data.dataset import CaptionDataset
-from llava.data.record import read_records
-from llava.errors import ConfigError, MissingDependencyError
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
-from llava.model.configuration import ChangeVLMConfig
-from llava.model.processing import ChangeVLMProcessor
-from llava.train.config import TrainConfig, part_of
+from llava import distributed
+from llava.data.record import Record
+from llava.data.sampler import EpochSampler
+from llava.errors import CheckpointError
+from llava.eval.metrics import Scores
+from llava.eval.run import EvalSettings, Evaluation, plain_model, run_evaluation
+from llava.generation import Generation
+from llava.train.auxiliary import Auxiliary
+from llava.train.checkpoints import mark_whole, rotate
+from llava.train.config import TrainConfig
+from llava.train.ema import Ema
+from llava.train.guard import Signals, anywhere, require_finite, require_room
+from llava.train.meter import Meter
+from llava.train.parts import parameter_groups, size
+from llava.train.sharded import whole_weights
 
-
-def with_fusion(
-    model: ChangeVLMForConditionalGeneration, fusion: dict[str, Any] | None
-) -> ChangeVLMForConditionalGeneration:
-    """The same weights with another fusion, freshly initialised (draws from torch's global generator), or with none."""
-    fields = copy.deepcopy(model.config).to_dict()
-    config = ChangeVLMConfig.from_dict({**fields, "fusion": fusion})
-    other = ChangeVLMForConditionalGeneration(config)
-    other.to(dtype=model.dtype)  # type: ignore[call-arg]
-    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("model.fusion.")}
-    result = other.load_state_dict(kept, strict=False)
-    wrong = [n for n in (*result.missing_keys, *result.unexpected_keys) if not n.startswith("model.fusion.")]
-    assert not wrong, wrong
-    other.generation_config = model.generation_config
-    return other
-
-
-def set_learning(model: nn.Module, learn: Any) -> None:
-    """Freeze every part that is not named."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in learn)
+_AUXILIARY = "auxiliary.pt"
+SKIPPED = "skipped.jsonl"
 
 
 class ChangeTrainer(Trainer):
-    """The Trainer with one learning rate a part, and the loss on change masks where a run asks for it."""
+    """The Trainer of one run.
 
-    def __init__(self, *args: Any, run: TrainConfig, **kwargs: Any) -> None:
-        self.run = run
-        super().__init__(*args, **kwargs)
-        self.mask_head: nn.Linear | None = None
-        self.map_head: nn.Module | None = None
-        self._mask_losses: list[torch.Tensor] = []
-        if run.mask_weight > 0:
-            if self.args.world_size > 1:
-                raise ConfigError(
-                    "mask_weight is for one process: its head is not synchronised between several"
-                )
-            assert isinstance(self.model, ChangeVLMForConditionalGeneration)
-            self.image_token_id = self.model.config.image_token_id
-            self.mask_head = nn.Linear(self.model.config.text_config.hidden_size, 1).to(self.args.device)
-            self.map_head = getattr(self.model.model.fusion, "map_head", None)
+    Args:
+        run: its config.
+        eval_records: what is captioned on the way; none without `run.evaluation`.
+        signals: those noted while it trains.
+        meter: what measures the steps; without one, rates are not logged.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        run: TrainConfig,
+        eval_records: list[Record] | None = None,
+        signals: Signals | None = None,
+        meter: Meter | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.run, self.meter, self.signals = run, meter, signals or Signals()
+        super().__init__(*args, **kwargs, eval_dataset=eval_records)  # type: ignore[misc]
+        assert isinstance(self.model, nn.Module)
+        self.eval_records = eval_records
+        self.skipped = 0
+        self.last_evaluation: Evaluation | None = None
+        self.auxiliary: Auxiliary | None = None
+        self.ema = Ema(self.model, run.ema) if run.ema is not None else None
+        self._names: list[str] = []
+        if run.mask_weight > 0 or run.place_weight > 0:
+            config: Any = plain_model(self.model).config
+            self.auxiliary = Auxiliary(
+                config,
+                mask_weight=run.mask_weight,
+                place_weight=run.place_weight,
+                rate=run.learning_rate,
+                device=self.args.device,
+            )
+        self.add_callback(_Steps(self))
+
+    # --- the data -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any]:
+        dataset: Any = train_dataset or self.train_dataset
+        at_once = self.args.per_device_train_batch_size * self.args.world_size
+        self.sampler = EpochSampler(len(dataset), self.run.seed, multiple_of=at_once)
+        return self.sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Supervised tokens of the whole update, by their weights."""
+        if not any("label_weights" in batch for batch in batch_samples):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = [
+            (batch["labels"][:, 1:].ne(-100) * batch.get("label_weights", torch.ones(()))[..., 1:]).sum()
+            if "label_weights" in batch
+            else batch["labels"][:, 1:].ne(-100).sum()
+            for batch in batch_samples
+        ]
+        total = torch.stack([count.float() for count in counts]).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    # --- the loss -----------------------------------------------------------------------------------
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss, and the masks' on top of it."""
-        shares = inputs.pop("changed_share", None)  # [B, N]
-        if self.mask_head is None or shares is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        asked = {**inputs, "output_hidden_states": True}
+        """The words' loss and those beside it, known to be a number on every process."""
+        uids = inputs.pop("uids", [])
+        self._note_skipped(inputs.pop("skipped", []))
+        shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N]
+        if self.meter is not None:
+            self.meter.count(inputs)
+        asked = inputs if self.auxiliary is None else {**inputs, "output_hidden_states": True}
         loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
-        middle = outputs.hidden_states[len(outputs.hidden_states) // 2]  # [B, T, H]
-        images = middle[inputs["input_ids"] == self.image_token_id]  # [B 2 N, H], before then after
-        after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
-        masks = F.binary_cross_entropy_with_logits(self.mask_head(after)[..., 0].float(), shares)
-        if self.map_head is not None:
-            logits = self.map_head(outputs.change)[..., 0].float()  # [B, N]
-            masks = masks + F.binary_cross_entropy_with_logits(logits, shares)
-        self._mask_losses.append(masks.detach())
-        loss = loss + self.run.mask_weight * masks / self.current_gradient_accumulation_steps
+        if self.auxiliary is not None:
+            head = (
+                getattr(plain_model(model).model.fusion, "map_head", None) if self.run.mask_weight else None
+            )
+            logits = (
+                None if head is None or outputs.change is None else head(outputs.change)[..., 0]
+            )  # [B, N]
+            beside = self.auxiliary(outputs.hidden_states, inputs["input_ids"], shares, logits)
+            loss = loss + beside / self.current_gradient_accumulation_steps
+        require_finite(loss, uids)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the masks' mean loss since the last line, before its weight; `loss` holds both."""
-        if self._mask_losses and "loss" in logs:
-            logs["mask_loss"] = round(torch.stack(self._mask_losses).mean().item(), 4)
-            self._mask_losses.clear()
-        super().log(logs, *args, **kwargs)
+    def _note_skipped(self, skipped: list[dict[str, Any]]) -> None:
+        """Keep account of samples that could not be read: each once an epoch, in this process's share of the file."""
+        if not skipped:
+            return
+        self.skipped += len(skipped)
+        name = SKIPPED if self.args.world_size == 1 else f"skipped.rank{self.args.process_index}.jsonl"
+        with (Path(str(self.args.output_dir)) / name).open("a", encoding="utf-8") as file:
+            for row in skipped:
+                epoch = round(self.state.epoch or 0.0, 3)
+                file.write(json.dumps({**row, "epoch": epoch, "step": self.state.global_step}) + "\n")
+
+    # --- the optimizer ------------------------------------------------------------------------------
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Parameters grouped by part and by whether they decay (vectors do not)."""
         if self.optimizer is None:
-            assert isinstance(self.model, ChangeVLMForConditionalGeneration)
-            groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    rate = self.run.part_learning_rate.get(part_of(name), self.run.learning_rate)
-                    groups[rate, self.run.weight_decay if parameter.dim() > 1 else 0.0].append(parameter)
-            if self.mask_head is not None:
-                groups[self.run.learning_rate, 0.0] += self.mask_head.parameters()
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rows = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+            assert isinstance(self.model, nn.Module)
+            run = self.run
+            groups = parameter_groups(self.model, run.learning_rate, run.part_learning_rate, run.weight_decay)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[arg-type]
+            rows = [{"params": g.parameters, "lr": g.rate, "weight_decay": g.decay} for g in groups]
+            self._names = [group.part for group in groups]
             self.optimizer = kind(rows, **options)
         return self.optimizer
 
+    def rates(self) -> dict[str, float]:
+        """part -> learning rate of the next update."""
+        if self.lr_scheduler is None:
+            return {}
+        rates = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+        return dict(zip(self._names, rates, strict=False))
 
-def training_arguments(run: TrainConfig) -> TrainingArguments:
-    """The Trainer's settings for a run."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    new, old = "activation_checkpointing", "gradient_checkpointing"  # one thing, by version
-    checkpointing: dict[str, Any] = {new if new in known else old: run.gradient_checkpointing}
-    return TrainingArguments(
-        output_dir=str(run.output_dir),
-        per_device_train_batch_size=run.batch_size,
-        gradient_accumulation_steps=run.gradient_accumulation_steps,
-        num_train_epochs=run.epochs,
-        max_steps=run.max_steps,
-        learning_rate=run.learning_rate,
-        weight_decay=run.weight_decay,
-        max_grad_norm=run.max_grad_norm,
-        warmup_steps=run.warmup_ratio,
-        lr_scheduler_type="cosine",
-        bf16=run.bf16,
-        seed=run.seed,
-        data_seed=run.seed,
-        logging_steps=run.logging_steps,
-        save_strategy="steps" if run.save_steps else "no",
-        save_steps=run.save_steps or 500,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        **checkpointing,
-    )
+    def factor(self) -> float:
+        """The schedule's place: a rate as a share of its peak."""
+        peaks = {**dict.fromkeys(self._names, self.run.learning_rate), **self.run.part_learning_rate}
+        name, rate = next(((n, r) for n, r in self.rates().items() if peaks[n] > 0), ("", 0.0))
+        return rate / peaks[name] if name else 1.0
+
+    # --- the log ------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds what was measured since the last line of losses, before it goes out."""
+        if "loss" in logs and "learning_rate" in logs:
+            if self.auxiliary is not None:
+                logs |= self.auxiliary.means()
+            if self.meter is not None:
+                logs |= self.meter.read(self.args.world_size)
+            rates = self.rates()
+            if len(set(rates.values())) > 1:
+                logs |= {f"learning_rate/{part}": rate for part, rate in rates.items()}
+            if self.skipped:
+                logs["skipped"] = self.skipped
+        super().log(logs, *args, **kwargs)
+
+    # --- evaluation ---------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Captions and scores of the evaluation's records, on all processes; the same everywhere."""
+        settings = self.run.evaluation
+        assert settings is not None and self.eval_records is not None and isinstance(self.model, nn.Module)
+        out = Path(str(self.args.output_dir)) / "evaluation" / f"step-{self.state.global_step}"
+        inner = plain_model(self.model)
+        generation = Generation()
+        if settings.max_new_tokens is not None:
+            generation = Generation(max_new_tokens=settings.max_new_tokens)
+        autocast = "bfloat16" if self.run.bf16 and inner.dtype == torch.float32 else None
+        with ExitStack() as stack:
+            stack.enter_context(whole_weights(self.model_wrapped))
+            stack.enter_context(self.ema.swapped() if self.ema is not None else nullcontext())
+            evaluation = run_evaluation(
+                self.model,
+                self.eval_records,
+                settings.root or self.run.image_root,
+                out,
+                EvalSettings(
+                    question=self.run.question,
+                    batch_size=settings.batch_size,
+                    generation=generation,
+                    autocast=autocast,
+                    overwrite=True,
+                    report=False,
+                    maps=False,
+                    quiet=True,
+                ),
+                processor=self.processing_class,  # type: ignore[arg-type]
+                name=f"{Path(str(self.args.output_dir)).name}, step {self.state.global_step}",
+                data=str(settings.data),
+            )
+        self.last_evaluation = evaluation
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures(evaluation.scores).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.meter is not None:
+            self.meter.restart()
+        return metrics
+
+    # --- checkpoints --------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Written whole or not at all; older ones go only when this one counts."""
+        out = Path(str(self.args.output_dir))
+        folder = out / f"checkpoint-{self.state.global_step}"
+        distributed.on_main(lambda: require_room(out, self._checkpoint_bytes()), "room for a checkpoint")
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            if self.auxiliary is not None:
+                torch.save(self.auxiliary.state(), folder / _AUXILIARY)
+            if self.ema is not None:
+                self.ema.save(folder)
+        _barrier()
+        if self.args.should_save:
+            mark_whole(folder, self.state.global_step, self.args.world_size)
+            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            rotate(out, {self.state.global_step, *([best] if best else [])})
+        _barrier()
+        if self.meter is not None:
+            self.meter.restart()
+
+    def _checkpoint_bytes(self) -> int:
+        """About what the next checkpoint needs: weights, and two moments in float32 of what learns."""
+        assert isinstance(self.model, nn.Module)
+        parameters = list(self.model.parameters())
+        weights = sum(size(p) * p.element_size() for p in parameters)
+        learning = sum(size(p) for p in parameters if p.requires_grad)
+        # DeepSpeed keeps float32 masters, and the module once more
+        return weights * (2 if self.is_deepspeed_enabled else 1) + learning * (
+            12 if self.is_deepspeed_enabled else 8
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; train.yaml says the same in words
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that does not fit is an error: the Trainer would only warn, and go on with other weights."""
+        tied = getattr(self.model, "_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if faults := [*missing, *load_result.unexpected_keys]:
+            raise CheckpointError(
+                f"the checkpoint lacks, or has too many of, these weights: {', '.join(faults[:20])}"
+            )
+
+    def take_up(self, checkpoint: Path) -> None:
+        """What is kept of a checkpoint beside the Trainer's own files."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if self.auxiliary is not None:
+            kept = torch.load(checkpoint / _AUXILIARY, map_location=self.args.device, weights_only=True)
+            self.auxiliary.load_state(kept)
+        if self.ema is not None:
+            self.ema.load(checkpoint, state.global_step)
 
 
-def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
-    """Fine-tune as `run` says and save the model with its processor.
+class _Steps(TrainerCallback):
+    """What happens between the steps of a `ChangeTrainer`."""
 
-    Raises:
-        LlavaError: a fault in the config, the records or the model; see there.
-    """
-    try:
-        import accelerate  # noqa: F401 (the Trainer's own need, said before anything is loaded)
-    except ImportError as error:
-        raise MissingDependencyError('training needs accelerate: pip install "llava[train]"') from error
-    from llava.captioner import resolve_model
+    def __init__(self, trainer: ChangeTrainer) -> None:
+        self.trainer = trainer
+        self.leaving = False
 
-    arguments = training_arguments(run)  # sets the seed: before the model is made
-    torch.manual_seed(run.seed)
-    source = resolve_model(run.model)
-    model = ChangeVLMForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-    processor = ChangeVLMProcessor.from_pretrained(source)
-    if run.fusion != "keep":
-        model = with_fusion(model, run.fusion)
-    set_learning(model, run.learn)
-    if run.mask_weight == 0 and (map_head := getattr(model.model.fusion, "map_head", None)) is not None:
-        map_head.requires_grad_(False)  # nothing would teach it
-    dataset = CaptionDataset(
-        read_records(run.data),
-        run.root or run.data.parent,
-        processor,
-        captions=run.captions,
-        labels=run.labels,
-        masks=run.mask_weight > 0,
-        cache=run.cache_images,
-        seed=run.seed,
-    )
-    trainer = ChangeTrainer(
-        model,
-        arguments,
-        run=run,
-        train_dataset=dataset,
-        data_collator=BranchCollator(processor.tokenizer.pad_token_id),
-        processing_class=processor,
-    )
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    (run.output_dir / "train.yaml").write_text(run.to_yaml(), encoding="utf-8")
-    trainer.train()
-    model.eval()
-    trainer.save_model(str(run.output_dir))
-    return model
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.meter is not None:
+            self.trainer.meter.restart()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # by hand: how far accelerate's wrappers hand an epoch on depends on its version
+        self.trainer.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.auxiliary is not None:
+            self.trainer.auxiliary.step(self.trainer.factor())
+        if self.trainer.ema is not None:
+            self.trainer.ema.update()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        received = anywhere(self.trainer.signals.received, args.device)
+        if received:
+            self.trainer.signals.received = received
+            self.leaving = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        elif state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True  # the last step counts, too
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        done = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "whole.json"
+        if self.leaving or done.is_file():  # saved, and scored where that was wanted, at this very step
+            control.should_evaluate = control.should_save = False
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """The scores by short names: of all pairs as they are, of the subsets with `_changed` and `_unchanged`."""
+    row = scores.to_dict()["predictions"]
+    found: dict[str, float] = {}
+    for subset, measures in row["captions"].items():
+        ending = "" if subset == "all" else f"_{subset}"
+        found |= {f"{name}{ending}": value for name, value in measures.items() if isinstance(value, float)}
+    decision = row["decision"]
+    found["decision"] = decision["accuracy"]
+    return found
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

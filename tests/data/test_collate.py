@@ -1,93 +1,129 @@
 """One pass per pair: captions as branches give the loss and gradients of separate samples."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from llava.data.collate import BranchCollator, branch_mask
-from llava.data.conversation import IGNORE
-from llava.data.dataset import Sample
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
-from tests.tiny import tiny_model
+from llava.data.collate import BranchCollator
+from llava.data.conversation import IGNORE, LabelRule
+from llava.data.dataset import PairDataset, Sample
+from llava.data.record import Record
+from llava.model.branches import branch_positions
+from tests.tiny import random_image, tiny_model
 
 PAD = 0
+TENSORS = ("input_ids", "labels", "position_ids", "segments", "label_weights", "pixel_values", "image_counts")
 
 
-def sample(model: ChangeVLMForConditionalGeneration, seed: int, answers: Sequence[int]) -> Sample:
-    """A pair of noise with answers of the given lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    config, side = model.config, model.config.vision_config.image_size
-    words = torch.randint(1, 300, (4 + seed,), generator=generator).tolist()
-    prompt = [*words, *[config.image_token_id] * (2 * config.image_seq_length), *words]
-    told = [torch.randint(1, 300, (length,), generator=generator).tolist() for length in answers]
-    pixels = torch.randn(2, 3, side, side, generator=generator, dtype=torch.float64)
-    return Sample(f"s{seed}", pixels, prompt, [IGNORE] * len(prompt), [(ids, ids) for ids in told])
+def sample(uid: str, answers: list[list[int]], **fields: Any) -> Sample:
+    """A made-up pair with the prompt 5, 6, 7."""
+    pixels = torch.full((2, 3, 4, 4), float(len(uid)))
+    told = [(ids, ids) for ids in answers]
+    return Sample(uid, pixels, [5, 6, 7], [IGNORE] * 3, told, **fields)
 
 
-def loss_and_gradients(
-    model: ChangeVLMForConditionalGeneration, batches: list[dict[str, Tensor]], words: int
-):
-    """Summed over batches, divided by the number of learned words in all of them."""
-    model.zero_grad()
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in batches:
-        loss = model(**batch, num_items_in_batch=torch.tensor(words)).loss
-        loss.backward()
-        total += loss.detach()
-    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def test_a_row_is_the_prefix_and_its_branches():
+    batch = BranchCollator(PAD)([sample("a", [[8, 9], [10]]), sample("bb", [[11]], also=("b2",))])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 10], [5, 6, 7, 11, PAD, PAD, PAD]]
+    none = IGNORE
+    assert batch["labels"].tolist() == [[none] * 3 + [8, 9, none, 10], [none] * 3 + [11, none, none, none]]
+    assert batch["segments"].tolist() == [[0, 0, 1, 1, 1, 2, 2], [0, 0, 1, 1, -1, -1, -1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3], [0, 1, 2, 3, 0, 0, 0]]
+    assert torch.equal(batch["position_ids"], branch_positions(batch["segments"]))
+    assert batch["pixel_values"][:, 0, 0, 0, 0].tolist() == [1, 2]
+    assert (batch["uids"], batch["skipped"]) == (["a", "bb", "b2"], [])
+    assert not {"label_weights", "changed_share", "image_counts", "attention_mask"} & set(batch)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_branches_equal_separate_samples(attention: str, checkpointing: bool):
-    model, _ = tiny_model()
-    model = model.double().train()
-    model.set_attn_implementation(attention)
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    samples = [sample(model, 1, [3, 5, 2]), sample(model, 2, [4])]
-    collate = BranchCollator(PAD)
-    batch = collate(samples)
-    together = loss_and_gradients(model, [batch], words=14)
-    alone = []
-    for one in samples:
-        for answer in one.answers:
-            row = collate([replace(one, answers=[answer])])
-            row["attention_mask"] = torch.ones_like(row["input_ids"])  # the plain causal mask
-            del row["position_ids"]
-            alone.append(row)
-    apart = loss_and_gradients(model, alone, words=14)
-    torch.testing.assert_close(together[0], apart[0], rtol=1e-6, atol=0)
-    assert together[1].keys() == apart[1].keys()
-    largest = float(max(g.abs().max() for g in apart[1].values()))
-    exact = 1e-7 if attention == "sdpa" else 1e-6  # eager attention takes its softmax in float32
-    for name, gradient in apart[1].items():
-        torch.testing.assert_close(together[1][name], gradient, rtol=1e-4, atol=exact * largest, msg=name)
-
-
-def test_the_mask_lets_a_branch_see_the_prefix_and_itself_only():
-    seen = branch_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0]
-    assert seen.int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+def test_a_learned_token_of_the_prefix_counts_for_every_branch():
+    several = replace(sample("a", [[8], [9], [10]]), prompt_labels=[5, 6, 7])
+    batch = BranchCollator(PAD)([several, replace(sample("b", [[8]]), prompt_labels=[IGNORE, 6, IGNORE])])
+    assert batch["labels"].tolist() == [
+        [IGNORE, 6, 7, 8, IGNORE, 9, IGNORE, 10],  # nothing foretells the first; the last is foretold once
+        [IGNORE, 6, IGNORE, 8, IGNORE, IGNORE, IGNORE, IGNORE],
     ]
+    assert batch["label_weights"].dtype == torch.float32
+    assert batch["label_weights"].tolist() == [[0, 3, 3, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 0, 0]]
+
+
+def test_rows_are_filled_up_to_a_multiple():
+    batch = BranchCollator(PAD, pad_to_multiple_of=8)([sample("a", [[8, 9], [10]])])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 10, PAD]]
+    assert batch["segments"][0, -1] == -1 and batch["labels"][0, -1] == IGNORE
+
+
+def test_what_teaches_nothing_is_left_out_and_stands_in_only_for_an_empty_batch():
+    collate = BranchCollator(PAD)
+    lost = sample("lost", [], skipped=({"uid": "lost", "file": "f.png", "reason": "cut short"},))
+    batch = collate([lost, sample("a", [[8]]), sample("", [])])
+    assert (batch["uids"], batch["skipped"]) == (
+        ["a"],
+        [{"uid": "lost", "file": "f.png", "reason": "cut short"}],
+    )
+    assert batch["pixel_values"].shape == (1, 2, 3, 4, 4)
+    empty = collate([lost, lost])
+    assert empty["input_ids"].tolist() == [[5, 6, 7]] and (empty["labels"] == IGNORE).all()
+    assert empty["pixel_values"].shape == (1, 2, 3, 4, 4)
+    assert (empty["uids"], len(empty["skipped"])) == ([], 2)
+
+
+def test_shares_go_along_only_where_all_have_them():
+    share = torch.ones(16)
+    both = [sample("a", [[8]], changed_share=share), sample("b", [[8]], changed_share=share)]
+    assert BranchCollator(PAD)(both)["changed_share"].shape == (2, 16)
+    assert "changed_share" not in BranchCollator(PAD)([both[0], sample("c", [[8]])])
 
 
 def test_text_and_pairs_share_a_batch():
     model, _ = tiny_model()
-    pair = sample(model, 1, [3])
-    pair = replace(pair, pixel_values=pair.pixel_values.float())
+    config, side = model.config, model.config.vision_config.image_size
+    prompt = [3, *[config.image_token_id] * (2 * config.image_seq_length), 4]
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    pair = Sample("p", pixels, prompt, [IGNORE] * len(prompt), [([9, 8], [9, 8])])
     text = Sample("t", torch.empty(0), [5, 6], [IGNORE] * 2, [([7, 8], [7, 8])])
     batch = BranchCollator(PAD)([pair, text])
     assert batch["image_counts"].tolist() == [2, 0]
     with torch.no_grad():
-        both = model(**batch).logits
-        alone = model(**BranchCollator(PAD)([text])).logits
+        both, alone = (
+            model(**{name: value for name, value in made.items() if name in TENSORS}).logits
+            for made in (batch, BranchCollator(PAD)([text]))
+        )
     torch.testing.assert_close(both[1, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["answer", "release"])
+def test_one_pass_is_one_sample_a_caption(rule: LabelRule, tmp_path: Path):
+    """From files to gradients: captions, dialogues and several records of one pair."""
+    model, processor = tiny_model()
+    model = model.double().train()
+    for i in range(4):
+        random_image(i).save(tmp_path / f"{i}.png")
+    rounds = (("what is gone?", "a road"), ("and what else?", "trees"))
+    records = [
+        Record(uid="a", img1_path="0.png", img2_path="1.png", change_caption=("a road", "a road is built")),
+        Record(uid="b", img1_path="2.png", img2_path="3.png", change_caption=("the same",)),
+        Record(uid="c", img1_path="0.png", img2_path="1.png", conversation=rounds),
+    ]
+
+    def gradients(one_pass: bool) -> tuple[list[int], float, dict[str, Tensor]]:
+        data = PairDataset(records, tmp_path, processor, one_pass=one_pass, labels=rule)
+        batch = BranchCollator(PAD, 8)([data[i] for i in range(len(data))])
+        inputs = {name: value for name, value in batch.items() if name in TENSORS}
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        model.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        weights = batch.get("label_weights", batch["labels"].ne(IGNORE))
+        return [len(batch["input_ids"]), int(weights.sum())], loss.item(), found
+
+    together, apart = gradients(True), gradients(False)
+    assert (together[0], apart[0]) == ([2, together[0][1]], [4, together[0][1]])
+    assert together[1] == pytest.approx(apart[1], rel=1e-9)
+    largest = float(max(g.abs().max() for g in apart[2].values()))
+    for name, gradient in apart[2].items():
+        torch.testing.assert_close(together[2][name], gradient, rtol=1e-4, atol=1e-7 * largest, msg=name)

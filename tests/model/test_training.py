@@ -217,6 +217,40 @@ def test_the_loss_is_that_of_all_logits():
     torch.testing.assert_close(few.loss, expected)
 
 
+def test_label_weights_count_labels_so_often():
+    model = trainable()
+    batch = collate(Pairs(model, 2).rows)
+    each = torch.zeros_like(batch["labels"], dtype=torch.float32)
+    each[0], each[1, -4:] = 3.0, 0.5
+    targets = batch["labels"][:, 1:].flatten()
+    logits = model.eval()(**batch).logits[:, :-1].flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none") * each[:, 1:].flatten()
+    counted = (each[:, 1:].flatten() * (targets != -100)).sum()
+    model.train()
+    torch.testing.assert_close(model(**batch, label_weights=each).loss, losses.sum() / counted)
+    torch.testing.assert_close(
+        model(**batch, label_weights=each, num_items_in_batch=torch.tensor(9.0)).loss, losses.sum() / 9
+    )
+
+
+@pytest.mark.parametrize("images", [True, False])
+@pytest.mark.parametrize("fusion", [True, False])
+def test_a_batch_that_teaches_nothing_has_gradients_of_zeros(images, fusion):
+    """Other ranks wait for the gradient of every weight."""
+    model = tiny_model(fusion=fusion)[0].train()
+    batch = collate(Pairs(model, 2).rows)
+    batch["labels"].fill_(-100)
+    if not images:
+        del batch["pixel_values"]
+        batch["input_ids"] = batch["input_ids"][:, -3:]
+        batch["labels"], batch["attention_mask"] = batch["labels"][:, -3:], batch["attention_mask"][:, -3:]
+    loss = model(**batch).loss
+    assert loss.item() == 0
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 def test_a_shared_prefix_equals_separate_sequences():
     """One sequence of a prefix and two branches, in sdpa with a bool mask and in eager."""
     model = tiny_model(seed=2)[0]

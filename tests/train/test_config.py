@@ -1,49 +1,129 @@
-"""Training configs: what is read, and what is refused by name."""
+"""The run's config: files with overrides, stages that follow one another, and values that cannot work."""
 
 from pathlib import Path
 
 import pytest
 
 from llava.assets import tiny_train_yaml
+from llava.config import build, read_yaml
 from llava.errors import ConfigError
-from llava.train.config import PARTS, TrainConfig, part_of
+from llava.train.config import Assembly, TrainConfig, stage_names
+from llava.train.parts import PARTS, part_of
 from tests.tiny import tiny_model
 
-FIELDS = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
+FIELDS = {"model": "tiny", "data": "d.json", "output_dir": "o"}
+STAGES = """
+model: base
+data: all.yaml
+root: pictures
+output_dir: runs/x
+fusion: {kind: difference}
+vision_layers: [-4, -2]
+learning_rate: 1e-5
+stages:
+  alignment: {learn: [mm_vision_resampler, mm_mlp_adapter], captions: flatten_list}
+  pretraining: {part_learning_rate: {mm_vision_tower: 2e-6}}
+  sft: {data: train.json, captions: random_choice, learning_rate: 3e-5, evaluation: {data: val.json}}
+"""
 
 
-def test_the_shipped_config_reads_and_survives_a_round_trip(tmp_path: Path):
-    config = TrainConfig.from_yaml(tiny_train_yaml(), ["seed=7", "fusion=null"])
-    assert (config.model, config.seed, config.fusion) == ("tiny-base", 7, None)
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(STAGES)
+    return path
+
+
+def test_the_shipped_config_is_read_with_overrides_and_written_back(tmp_path: Path):
+    config = TrainConfig.from_yaml(tiny_train_yaml(), ["seed=7", "fusion=null", "--max_steps=5"])
+    assert (config.seed, config.fusion, config.max_steps) == (7, None, 5)
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     assert TrainConfig.from_yaml(tmp_path / "c.yaml") == config
+    assert build(TrainConfig, config.to_dict(), "again") == config
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "said"),
     [
-        ({"lr": 1}, r"unknown fields \['lr'\]; known: model"),
+        ({"learn": ["head"]}, r"unknown parts \['head'\]"),
+        ({"learn": []}, "'learn' is empty"),
+        ({"learning_rate": 0}, "'learning_rate' is 0"),
+        ({"per_device_train_batch_size": -1}, "'per_device_train_batch_size' is -1"),
+        ({"speed": 1}, r"unknown fields \['speed'\]"),
         ({"model": None}, r"missing fields \['model'\]"),
-        ({"learn": ["tower", "head"]}, r"unknown parts \['head'\]; known: tower, fusion"),
-        ({"learn": []}, "learn is empty"),
-        ({"learning_rate": -1}, "learning_rate=-1.0 must be above 0"),
-        ({"learning_rate": "fast"}, "field 'learning_rate' is 'fast'"),
-        ({"part_learning_rate": {"llm": "x"}}, "field 'part_learning_rate'"),
+        ({"pairs_per_step": 8, "gradient_accumulation_steps": 2}, "either pairs_per_step or"),
+        ({"ema": 1.0}, "'ema' is 1.0"),
+        ({"labels": "all"}, "'labels' is 'all'"),
+        ({"evaluation": {"data": "v.json", "every": 0}}, "evaluation.every"),
+        ({"evaluation": {"every": 10}}, r"evaluation: missing fields \['data'\]"),
+        ({"part_learning_rate": {"tower": "fast"}}, r"part_learning_rate\.tower"),
     ],
 )
-def test_a_fault_names_the_field(fields: dict, message: str):
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_work_is_said_with_the_field(fields: dict, said: str):
+    with pytest.raises(ConfigError, match=said):
         TrainConfig.from_dict(FIELDS | fields)
 
 
-def test_numbers_may_be_written_as_yaml_reads_them_as_text():
-    assert (
-        TrainConfig.from_dict(FIELDS | {"learning_rate": "1e-5"}).learning_rate == 1e-5
-    )  # YAML 1.1 wants 1.0e-5
+def test_each_stage_has_its_folder_and_starts_from_the_one_before(staged: Path):
+    assert stage_names(staged) == ["alignment", "pretraining", "sft"]
+    first, second, third = (TrainConfig.from_yaml(staged, stage=name) for name in stage_names(staged))
+    assert [c.output_dir for c in (first, second, third)] == [
+        Path("runs/x") / name for name in stage_names(staged)
+    ]
+    assert [c.model for c in (first, second, third)] == ["base", "runs/x/alignment", "runs/x/pretraining"]
+    assert [c.fusion for c in (first, second, third)] == [{"kind": "difference"}, "keep", "keep"]
+    assert (first.vision_layers, second.vision_layers) == ((-4, -2), None)
+    assert first.learn == ("fusion", "projector") and second.learn == ("tower", "fusion", "projector", "llm")
+    assert first.captions == "all" and third.captions == "random"
+    assert second.part_learning_rate == {"tower": 2e-6}
+    assert (second.learning_rate, third.learning_rate) == (1e-5, 3e-5)
+    assert third.evaluation is not None and third.evaluation.data == Path("val.json")
+
+
+def test_the_command_line_stands_above_the_stage_and_never_breaks_the_chain(staged: Path):
+    said = ["learning_rate=1", "output_dir=other", "model=mine", "stages.sft.max_steps=3"]
+    first, third = (TrainConfig.from_yaml(staged, said, stage=name) for name in ("alignment", "sft"))
+    assert (first.learning_rate, third.learning_rate) == (1, 1)
+    assert (first.model, third.model) == ("mine", "other/pretraining")
+    assert (first.max_steps, third.max_steps) == (-1, 3)
+    assert TrainConfig.from_yaml(staged, ["stages.sft.model=there"], stage="sft").model == "there"
+
+
+def test_a_stage_must_be_named_and_known(staged: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--stage alignment \| pretraining \| sft"):
+        TrainConfig.from_yaml(staged)
+    with pytest.raises(ConfigError, match="no stage 'fun'"):
+        TrainConfig.from_yaml(staged, stage="fun")
+    (tmp_path / "flat.yaml").write_text("{model: a, data: b, output_dir: c}")
+    with pytest.raises(ConfigError, match="has no stages"):
+        TrainConfig.from_yaml(tmp_path / "flat.yaml", stage="sft")
+    for broken in ("stages: [a]", "stages: {a: 3}", "stages: {}", "stages: {../x: {}}"):
+        (tmp_path / "bad.yaml").write_text(
+            "{model: a, data: b, output_dir: c}\n".replace("}", f", {broken}}}")
+        )
+        with pytest.raises(ConfigError, match="stage"):
+            stage_names(tmp_path / "bad.yaml")
+
+
+def test_pairs_per_step_set_the_accumulation():
+    config = TrainConfig.from_dict(FIELDS | {"pairs_per_step": 64, "per_device_train_batch_size": 4})
+    assert [config.accumulation(n) for n in (1, 8, 16)] == [16, 2, 1]
+    with pytest.raises(ConfigError, match=r"pairs_per_step=64 is no multiple .* 4 x 3"):
+        config.accumulation(3)
+
+
+def test_a_new_model_is_named_by_its_halves():
+    config = TrainConfig.from_dict(FIELDS | {"model": {"tower": "a/b", "llm": "c/d"}})
+    assert config.model == Assembly(tower="a/b", llm="c/d")
 
 
 def test_every_weight_belongs_to_a_part():
-    model, _ = tiny_model(image_newline=True)
-    assert {part_of(name) for name, _ in model.named_parameters()} == set(PARTS)
-    with pytest.raises(StopIteration):
-        part_of("something.else")
+    model, _ = tiny_model()
+    parts = {name: part_of(name) for name, _ in model.named_parameters()}
+    assert set(parts.values()) == set(PARTS) and parts["lm_head.weight"] == "llm"
+    for wrapper in ("module.", "_orig_mod.", "base_model.model."):
+        assert all(part_of(wrapper + name) == part for name, part in parts.items())
+
+
+def test_the_shipped_file_is_plain_yaml():
+    assert read_yaml(tiny_train_yaml())["place_weight"] > 0

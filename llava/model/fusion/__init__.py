@@ -6,13 +6,35 @@ from typing import Any
 from torch import nn
 
 from llava.errors import ConfigError
+from llava.model.fusion.csrm import CSRM, ConcatFusion, PaperCSRM
 from llava.model.fusion.difference import DifferenceFusion, FusedPair
 from llava.registry import pick
 
-FUSIONS: dict[str, Callable[..., nn.Module]] = {"difference": DifferenceFusion}
+FUSIONS: dict[str, Callable[..., nn.Module]] = {
+    "difference": DifferenceFusion,
+    "csrm": CSRM,
+    "csrm_paper": PaperCSRM,
+    "concat": ConcatFusion,
+}
 """Each takes (dim, grid, **settings) and maps before, after [B, L, N, D] to a `FusedPair`."""
 
-__all__ = ["FUSIONS", "DifferenceFusion", "FusedPair", "build_fusion"]
+SELF_STARTING = (CSRM, PaperCSRM, ConcatFusion)
+"""Fusions with start values of their own, set by `initialise`."""
+
+TOKENWISE = frozenset({"csrm", "csrm_paper", "concat"})
+"""Kinds that read each token by itself, a class token too; the others need exactly the patches of a grid."""
+
+__all__ = [
+    "CSRM",
+    "FUSIONS",
+    "SELF_STARTING",
+    "TOKENWISE",
+    "ConcatFusion",
+    "DifferenceFusion",
+    "FusedPair",
+    "PaperCSRM",
+    "build_fusion",
+]
 
 
 def build_fusion(settings: dict[str, Any] | None, *, dim: int, grid: int) -> nn.Module | None:

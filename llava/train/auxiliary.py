@@ -1,0 +1,115 @@
+"""Losses beside the words, for small models on data that know more than captions: what changed, and where it is.
+
+Linear heads read the language model's middle layer at the image tokens, and are thrown away after training:
+- masks: whether a patch of the after image changed (a record's `mask_path`); where the fusion has a `map_head`, that
+  learns the same from the change stream, and is kept;
+- places: in which row and column of its image a patch stands. Fine-tuning on words alone loses the columns: rows follow
+  from the order of the tokens, columns from nothing that the words reward at first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava.model.configuration import ChangeVLMConfig
+
+
+class Auxiliary(nn.Module):
+    """Both heads with an optimizer of their own, so that no wrapper of the model has to know of them.
+
+    Args:
+        config: the model's.
+        mask_weight, place_weight: weights of the two losses; 0 leaves one out.
+        rate: peak learning rate of the heads.
+        device: where the model computes.
+    """
+
+    def __init__(
+        self,
+        config: ChangeVLMConfig,
+        *,
+        mask_weight: float,
+        place_weight: float,
+        rate: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.mask_weight, self.place_weight, self.rate = mask_weight, place_weight, rate
+        self.image_token_id = config.image_token_id
+        hidden, grid = config.text_config.hidden_size, config.grid
+        self.mask = nn.Linear(hidden, 1, device=device)
+        self.place = nn.Linear(hidden, 2 * grid, device=device)
+        patches = torch.arange(grid * grid, device=device)
+        self.register_buffer(
+            "rows_columns", torch.stack([patches // grid, patches % grid], 1), persistent=False
+        )
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=0.0)
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def forward(
+        self,
+        hidden_states: tuple[Tensor, ...],
+        input_ids: Tensor,
+        shares: Tensor | None,
+        map_logits: Tensor | None,
+    ) -> Tensor:
+        """The weighted sum of the losses of a batch of pairs.
+
+        Args:
+            hidden_states: the language model's, [B, T, H] each.
+            input_ids: [B, T], with image placeholders.
+            shares: [B, N], how much of each patch changed; None where a batch has no masks.
+            map_logits: [B, N] of the fusion's `map_head`, if it has one.
+        """
+        middle = hidden_states[len(hidden_states) // 2]
+        images = middle[input_ids == self.image_token_id].float()  # [B 2 N, H], before then after
+        losses: dict[str, Tensor] = {}
+        if self.mask_weight and shares is not None:
+            after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
+            losses["mask"] = F.binary_cross_entropy_with_logits(self.mask(after)[..., 0], shares)
+            if map_logits is not None:
+                losses["mask"] = losses["mask"] + F.binary_cross_entropy_with_logits(
+                    map_logits.float(), shares
+                )
+        if self.place_weight:
+            where: Tensor = self.get_buffer("rows_columns")  # [N, 2]
+            logits = self.place(images).unflatten(-1, (2, -1))  # [B 2 N, 2, grid]
+            targets = where.repeat(len(images) // len(where), 1)
+            losses["place"] = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
+        self._count += 1
+        weights = {"mask": self.mask_weight, "place": self.place_weight}
+        return sum((weights[name] * loss for name, loss in losses.items()), images.new_zeros(()))
+
+    def step(self, factor: float) -> None:
+        """Update the heads after the model: gradients averaged over the processes, at `factor` of the peak rate."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def means(self) -> dict[str, float]:
+        """Mean losses before their weights since the last call."""
+        found = {f"{name}_loss": round((sum_ / self._count).item(), 4) for name, sum_ in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"heads": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])

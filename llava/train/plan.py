@@ -1,0 +1,121 @@
+"""What a run would do, as text: config, data, parameters and rates, steps, memory. Nothing is loaded or trained."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llava.config import to_yaml
+from llava.errors import LlavaError
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.model.configuration import ChangeVLMConfig
+from llava.train.config import TrainConfig
+from llava.train.memory import estimate
+from llava.train.parts import PARTS, parameter_groups, part_of, set_learning
+from llava.train.run import evaluation_records, records_of, require_scores, weights_dtype
+from llava.train.start import config_of
+
+_ANSWER = 16
+"""Tokens of a caption, about; LEVIR-CC's mean is 11 words on changed pairs."""
+_PROMPT = 40
+"""Tokens of the prompt without its images."""
+
+
+def plan(run: TrainConfig, processes: int = 1) -> str:
+    """The plan of a run on so many devices.
+
+    Raises:
+        LlavaError: what would stop the run at its start: a fault in config, mixture or records.
+    """
+    config = config_of(run)
+    records, _, data = records_of(run)
+    texts = sum(len(record.change_caption) + bool(record.conversation) for record in records)
+    rounds = texts / len(records) if run.captions == "all" else 1.0
+    samples = len(records) if run.one_pass else round(len(records) * rounds)
+    sections = [
+        ("config", to_yaml(run).rstrip()),
+        ("data", data),
+        ("parameters", _parameters(run, config)),
+        ("steps", _steps(run, samples, processes)),
+        ("memory", _memory(run, config, processes, rounds if run.one_pass else 1.0)),
+    ]
+    if run.evaluation is not None:
+        sections.insert(2, ("evaluation", _evaluation(run)))
+    return "\n\n".join(f"== {title}\n{text}" for title, text in sections)
+
+
+def _evaluation(run: TrainConfig) -> str:
+    assert run.evaluation is not None
+    records = evaluation_records(run) or []
+    told = run.evaluation
+    every = "each epoch" if told.every == "epoch" else f"every {told.every} updates"
+    lines = [f"{told.data}: {len(records)} pairs, {every}; keeps the best {told.metric} and the last"]
+    try:
+        require_scores(run)
+    except LlavaError as error:
+        lines.append(f"MISSING: {error}")
+    return "\n".join(lines)
+
+
+def meta_model(run: TrainConfig, config: ChangeVLMConfig) -> ChangeVLMForConditionalGeneration:
+    """The model without its values, frozen as the run freezes it."""
+    with torch.device("meta"):
+        model = ChangeVLMForConditionalGeneration(config)
+    set_learning(model, run.learn)
+    return model
+
+
+def _parameters(run: TrainConfig, config: ChangeVLMConfig) -> str:
+    model = meta_model(run, config)
+    held = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        held[part_of(name)] += parameter.numel()
+    if run.adapter is not None:
+        from llava.train.adapters import add_adapter
+
+        with torch.device("meta"):
+            trained: nn.Module = add_adapter(model, run.adapter, run.seed)
+    else:
+        trained = model
+    groups = parameter_groups(trained, run.learning_rate, run.part_learning_rate, run.weight_decay)
+    lines = [f"{'part':10} {'parameters':>14} {'learn':>14} {'peak rate':>10} {'decay':>6}"]
+    for part, count in held.items():
+        mine = [group for group in groups if group.part == part]
+        if not mine:
+            lines.append(f"{part:10} {count:14,} {'frozen':>14}")
+        for i, group in enumerate(mine):
+            first = f"{part:10} {count:14,}" if i == 0 else f"{'':10} {'':14}"
+            lines.append(f"{first} {group.count:14,} {group.rate:10.2e} {group.decay:6g}")
+    learn = sum(group.count for group in groups)
+    lines.append(f"{'together':10} {sum(held.values()):14,} {learn:14,}")
+    return "\n".join(lines)
+
+
+def _steps(run: TrainConfig, samples: int, processes: int) -> str:
+    accumulation = run.accumulation(processes)
+    step = run.per_device_train_batch_size * accumulation * processes
+    batches = math.ceil(samples / (run.per_device_train_batch_size * processes))
+    epoch = math.ceil(batches / accumulation)
+    total = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * epoch)
+    return (
+        f"{step} pairs a step = {run.per_device_train_batch_size} a device x {accumulation} accumulated x "
+        f"{processes} processes\n{samples} samples, {epoch} steps an epoch, {total} steps in all, "
+        f"{math.ceil(run.warmup_ratio * total)} of them warm-up"
+    )
+
+
+def _memory(run: TrainConfig, config: ChangeVLMConfig, processes: int, rounds: float) -> str:
+    images = 2 * config.image_seq_length
+    length = images + _PROMPT + round(rounds * _ANSWER)
+    return estimate(
+        config,
+        learn=tuple(run.learn),
+        pairs=run.per_device_train_batch_size,
+        positions=length,
+        rows=round(rounds * _ANSWER),
+        processes=processes,
+        dtype=weights_dtype(run),
+        deepspeed=None if run.deepspeed is None else Path(run.deepspeed),
+        checkpointing=run.gradient_checkpointing,
+    ).table()

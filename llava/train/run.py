@@ -1,0 +1,377 @@
+"""One training run from its config to the trained model: the start, the Trainer, the end; and the plan of all that."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from transformers import PrinterCallback, TrainingArguments
+
+from llava import __version__, distributed
+from llava.config import plain
+from llava.data.collate import BranchCollator
+from llava.data.dataset import PairDataset
+from llava.data.mixture import SUFFIXES, load_mixture, read_mixture, unique
+from llava.data.record import Record, read_records
+from llava.data.whole_file import write_whole
+from llava.errors import ConfigError, MissingDependencyError
+from llava.model.branches import BLOCK
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.model.processing import ChangeVLMProcessor
+from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
+from llava.train.config import TrainConfig
+from llava.train.flops import StepFlops
+from llava.train.guard import Interrupted, Signals
+from llava.train.meter import Meter
+from llava.train.parts import set_learning
+from llava.train.report import Console, LogFile, SampleWriter
+from llava.train.start import load_start
+from llava.train.trainer import ChangeTrainer
+
+CONFIG = "train.yaml"
+MAY_CHANGE = (
+    "output_dir", "root", "evaluation", "logging_steps", "report_to", "save_steps", "resume_from_checkpoint",
+    "dataloader_num_workers", "cache_images", "on_error", "training_arguments", "deepspeed", "model", "torch_compile",
+)  # fmt: skip
+"""Fields of a run that may be others when it goes on from a checkpoint: they change neither samples nor steps."""
+
+
+def training_arguments(run: TrainConfig) -> TrainingArguments:
+    """The Trainer's settings for a run.
+
+    Raises:
+        ConfigError: a field of `training_arguments` that the Trainer does not know, or that has its own place here.
+        MissingDependencyError: a package that a setting needs.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"  # one thing, by version
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    settings: dict[str, Any] = {
+        "output_dir": str(run.output_dir),
+        "per_device_train_batch_size": run.per_device_train_batch_size,
+        "gradient_accumulation_steps": run.accumulation(processes),
+        "num_train_epochs": run.num_train_epochs,
+        "max_steps": run.max_steps,
+        "learning_rate": run.learning_rate,
+        "weight_decay": run.weight_decay,
+        "max_grad_norm": run.max_grad_norm,
+        "warmup_steps": run.warmup_ratio,
+        "lr_scheduler_type": run.lr_scheduler_type,
+        "optim": run.optim,
+        "bf16": run.bf16,
+        "seed": run.seed,
+        "data_seed": run.seed,
+        "logging_steps": run.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": run.dataloader_num_workers,
+        "dataloader_persistent_workers": run.dataloader_num_workers > 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+        "torch_compile": run.torch_compile,
+        "ddp_find_unused_parameters": False,
+        "report_to": list(run.report_to) or "none",
+        "disable_tqdm": True,
+        "deepspeed": None if run.deepspeed is None else str(run.deepspeed),
+        new if new in known else old: run.gradient_checkpointing,
+        **_rhythm(run),
+    }
+    if unknown := sorted(set(run.training_arguments) - known):
+        raise ConfigError(f"training_arguments: transformers' TrainingArguments have no {', '.join(unknown)}")
+    if double := sorted(set(run.training_arguments) & set(settings)):
+        raise ConfigError(
+            f"training_arguments: {', '.join(double)} is set by a field of the run itself; set it there"
+        )
+    if run.deepspeed is not None:
+        _require_deepspeed(run.deepspeed)
+    try:
+        arguments = TrainingArguments(**settings, **run.training_arguments)
+        device = arguments.device  # sets up the processes' group
+    except ValueError as error:
+        raise ConfigError(f"the Trainer refuses these settings: {error}") from error
+    if run.deepspeed is not None and arguments.world_size > 1:
+        import deepspeed
+
+        # on CPUs nobody tells DeepSpeed of the group, and ZeRO-3 would shard over one process
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return arguments
+
+
+def _rhythm(run: TrainConfig) -> dict[str, Any]:
+    """When it is evaluated and saved."""
+    rhythm: dict[str, Any] = {
+        "save_strategy": "steps" if run.save_steps else "no",
+        "save_steps": run.save_steps or 500,
+    }
+    if run.evaluation is None:
+        return rhythm
+    every = run.evaluation.every
+    if run.save_steps:
+        raise ConfigError(
+            "save_steps and evaluation are both given: a checkpoint is saved with each evaluation"
+        )
+    strategy = "epoch" if every == "epoch" else "steps"
+    return {
+        "eval_strategy": strategy,
+        "save_strategy": strategy,
+        **({} if every == "epoch" else {"eval_steps": every, "save_steps": every}),
+        "eval_on_start": run.evaluation.at_start,
+        "metric_for_best_model": run.evaluation.metric,
+        "greater_is_better": True,
+        "load_best_model_at_end": run.evaluation.select,
+    }
+
+
+def _require_deepspeed(path: Path) -> None:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed={path} cannot be read as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"deepspeed={path} must hold a JSON object")
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError('deepspeed is not installed: pip install "llava[train]"') from error
+
+
+def weights_dtype(run: TrainConfig) -> torch.dtype:
+    """What the weights are loaded in: with DeepSpeed's bf16, which keeps float32 masters itself, bfloat16."""
+    return torch.bfloat16 if run.bf16 and run.deepspeed is not None else torch.float32
+
+
+# --- what it is made of -----------------------------------------------------------------------------
+
+
+def records_of(run: TrainConfig) -> tuple[Sequence[Record], Path, str]:
+    """Records to learn from, the folder their images count from, and a table of what was taken of which file."""
+    if run.data.suffix in SUFFIXES:
+        mixture = load_mixture(run.data, run.root, seed=run.seed)
+        return mixture.records, mixture.root, mixture.table()
+    records = read_records(run.data)
+    captions = sum(len(record.change_caption) for record in records)
+    talks = sum(bool(record.conversation) for record in records)
+    told = f"{run.data}  {len(records)} pairs  {captions} captions" + (
+        f"  {talks} conversations" if talks else ""
+    )
+    return records, run.image_root, told
+
+
+def evaluation_records(run: TrainConfig) -> list[Record] | None:
+    """What is captioned on the way."""
+    if run.evaluation is None:
+        return None
+    path = run.evaluation.data
+    found = (
+        read_mixture(path, run.evaluation.root or run.root) if path.suffix in SUFFIXES else read_records(path)
+    )
+    return unique(found)[: run.evaluation.limit]
+
+
+def prepare(
+    run: TrainConfig, arguments: TrainingArguments, signals: Signals
+) -> tuple[ChangeTrainer, ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+    """Model, data and Trainer of a run."""
+    from transformers import set_seed
+
+    set_seed(run.seed)  # new weights are the same on every process
+    model, processor = load_start(run, weights_dtype(run))
+    config: Any = model.config
+    trained: Any = model
+    if run.adapter is not None:
+        from llava.train.adapters import add_adapter
+
+        trained = add_adapter(model, run.adapter, run.seed)
+    else:
+        set_learning(model, run.learn)
+    map_head = getattr(model.model.fusion, "map_head", None)
+    if run.mask_weight == 0 and map_head is not None:
+        map_head.requires_grad_(False)  # nothing would teach it
+    records, root, table = distributed.main_first(lambda: records_of(run), "the records")
+    if distributed.is_main():
+        print(table, flush=True)
+    dataset = PairDataset(
+        records,
+        root,
+        processor,
+        captions="random" if run.captions == "random" else "all",
+        one_pass=run.one_pass,
+        question=run.question,
+        labels=run.labels,
+        masks=run.mask_weight > 0,
+        cache=run.cache_images,
+        max_length=run.max_length,
+        on_error=run.on_error,
+        seed=run.seed,
+    )
+    flops = StepFlops(
+        config,
+        run.learn,
+        checkpointing=run.gradient_checkpointing,
+        adapter=run.adapter,
+        attention=run.attn_implementation,
+    )
+    trainer = ChangeTrainer(
+        trained,
+        arguments,
+        run=run,
+        eval_records=evaluation_records(run),
+        signals=signals,
+        meter=Meter(flops, arguments.device, run.bf16),
+        train_dataset=dataset,
+        data_collator=BranchCollator(
+            processor.tokenizer.pad_token_id,
+            pad_to_multiple_of=BLOCK if run.attn_implementation == "flex_attention" else 1,
+        ),
+        processing_class=processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Console())
+    trainer.add_callback(LogFile(trainer))
+    if run.evaluation is not None and run.evaluation.samples:
+        trainer.add_callback(SampleWriter(trainer, run.evaluation.samples))
+    return trainer, model, processor
+
+
+# --- the run ----------------------------------------------------------------------------------------
+
+
+def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
+    """Train as `run` says, and save the model with its processor in `run.output_dir`.
+
+    A run that was broken off goes on from its last whole checkpoint. Under a launcher every process calls it alike.
+
+    Raises:
+        LlavaError: a fault in the config, the records, the images or the model; see there.
+        TrainError: a loss that is no number, or a full disk.
+        Interrupted: a signal ended the run after it was saved.
+    """
+    try:
+        import accelerate  # noqa: F401 (the Trainer's own need, said before anything is loaded)
+    except ImportError as error:
+        raise MissingDependencyError('training needs accelerate: pip install "llava[train]"') from error
+    require_scores(run)
+    arguments = training_arguments(run)  # before the model: ZeRO-3 shards it as it is loaded
+    out = run.output_dir
+    processes = arguments.world_size
+    checkpoint = distributed.on_main(lambda: _open(run, processes), "the run's folder")
+    with Signals() as signals:
+        trainer, model, _ = prepare(run, arguments, signals)
+        if checkpoint is not None:
+            trainer.take_up(checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if signals.received:
+            step = trainer.state.global_step
+            raise Interrupted(signals.received, out / f"checkpoint-{step}", step)
+    if trainer.ema is not None:
+        best = trainer.state.best_model_checkpoint
+        if arguments.load_best_model_at_end and best is not None:  # the averages are what was scored there
+            trainer.ema.load(Path(best), trainer.state.best_global_step or 0)
+        trainer.ema.put()
+    model.eval()
+    _finish(trainer, run)
+    return model
+
+
+def require_scores(run: TrainConfig) -> None:
+    """Make sure that the metric that chooses the best checkpoint can be computed here.
+
+    Raises:
+        ConfigError: no such metric; MissingDependencyError: it needs Java, or pycocoevalcap.
+    """
+    if run.evaluation is None:
+        return
+    from llava.eval.metrics import score
+
+    metric = run.evaluation.metric
+    plain_name, _, _ = metric.rpartition("_") if metric.endswith("changed") else (metric, "", "")
+    known = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "Sm", "decision")
+    if plain_name not in known:
+        raise ConfigError(
+            f"field 'evaluation.metric' is {metric!r}; known: {', '.join(known)}, also with _changed"
+        )
+    if plain_name in ("Sm", "METEOR"):
+        from llava.java import require_java
+
+        require_java("METEOR")
+    score({"a": "no change"}, {"a": ["no change"]}, meteor=False, baselines=False, resamples=0)
+
+
+def _open(run: TrainConfig, processes: int) -> Path | None:
+    """Make the run's folder, or find out where to go on; on one process."""
+    out = run.output_dir
+    before = out / CONFIG
+    out.mkdir(parents=True, exist_ok=True)
+    if (
+        run.resume_from_checkpoint == "auto"
+        and before.is_file()
+        and (checkpoints(out) or (out / FINISHED).is_file())
+    ):
+        held = yaml.safe_load(before.read_text(encoding="utf-8"))
+        if changed := changed_fields(held, run.to_dict(), MAY_CHANGE):
+            raise ConfigError(
+                f"{out} holds a run with other settings ({'; '.join(changed)}). Give another output_dir, or "
+                "resume_from_checkpoint=never to throw that run away"
+            )
+    if run.resume_from_checkpoint == "never":
+        _clear(out)
+    clear_broken(out)
+    checkpoint = choose(out, run.resume_from_checkpoint, processes)
+    (out / FINISHED).unlink(missing_ok=True)
+    write_whole(before, run.to_yaml().encode())
+    return checkpoint
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run's checkpoints and logs."""
+    import shutil
+
+    for path in out.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for name in (FINISHED, LogFile.NAME, "skipped.jsonl"):
+        (out / name).unlink(missing_ok=True)
+
+
+def finished(run: TrainConfig) -> bool:
+    """Whether this very run has ended in its folder before."""
+    config = run.output_dir / CONFIG
+    if not (run.output_dir / FINISHED).is_file() or not config.is_file():
+        return False
+    held = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return not changed_fields(held, run.to_dict(), ("resume_from_checkpoint", "logging_steps", "report_to"))
+
+
+def _finish(trainer: ChangeTrainer, run: TrainConfig) -> None:
+    """The model to use: beside the checkpoints, whole or not at all."""
+    out = run.output_dir
+    aside = out / "model.part"
+    trainer.save_model(str(aside))
+    if not trainer.args.should_save:
+        return
+    for path in sorted(aside.iterdir()):
+        path.replace(out / path.name)
+    aside.rmdir()
+    state = trainer.state
+    write_json(
+        out / FINISHED,
+        {
+            "steps": state.global_step,
+            "epochs": state.epoch,
+            "best_step": state.best_global_step,
+            "best": state.best_metric,
+            "metric": None if run.evaluation is None else run.evaluation.metric,
+            "skipped": trainer.skipped,
+            "versions": {
+                "llava": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+            "config": plain(run),
+        },
+    )

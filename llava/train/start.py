@@ -1,0 +1,196 @@
+"""The model a run starts from: a checkpoint as it is, one with another fusion, or a new one from tower and LLM."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from llava.errors import CheckpointError, DownloadError, LlavaError
+from llava.model import checkpoint
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.model.configuration import PRESETS, ChangeVLMConfig
+from llava.model.processing import ChangeVLMProcessor, add_image_token
+from llava.train.config import Assembly, TrainConfig
+
+
+def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMConfig, bool]:
+    """The config a run trains, and whether its fusion starts untrained."""
+    fields = copy.deepcopy(config).to_dict()
+    if run.vision_layers is not None:
+        fields["vision_layers"] = list(run.vision_layers)
+    if run.fusion != "keep":
+        fields["fusion"] = copy.deepcopy(run.fusion)
+    wanted = ChangeVLMConfig.from_dict(fields)
+    return wanted, run.fusion != "keep" and (config.fusion is not None or wanted.fusion is not None)
+
+
+def config_of(run: TrainConfig) -> ChangeVLMConfig:
+    """The config a run trains, without a weight: for a plan. A known name that is not on this machine, and cannot be
+    fetched, stands for its preset.
+
+    Raises:
+        LlavaError: no config can be had.
+    """
+    if isinstance(run.model, Assembly):
+        tower, llm = (_part_config(name) for name in (run.model.tower, run.model.llm))
+        return _assembled_config(tower, llm, run, image_token_id=int(llm.vocab_size) - 1)
+    try:
+        return wanted_config(checkpoint.read_config(_source(run.model)), run)[0]
+    except (LlavaError, OSError):
+        if run.model not in PRESETS:
+            raise
+        return wanted_config(ChangeVLMConfig.preset(run.model), run)[0]
+
+
+def load_start(
+    run: TrainConfig, dtype: torch.dtype
+) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+    """Model and processor as training begins. New weights draw from torch's global generator.
+
+    Raises:
+        LlavaError: what cannot be found or does not fit, by name.
+    """
+    from llava.captioner import load_model, load_processor
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": run.attn_implementation}
+    if isinstance(run.model, Assembly):
+        return assemble(run.model, run, **options)
+    source = _source(run.model)
+    wanted, fresh = wanted_config(checkpoint.read_config(source), run)
+    with _quiet() if fresh else nullcontext():
+        model = load_model(source, config=wanted, fresh_fusion=fresh, **options)
+    return model, load_processor(source)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, transformers does not list a new fusion's weights as missing; all others were compared before."""
+    held = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(held)
+
+
+def _source(name: str) -> str:
+    from llava.captioner import resolve_model
+
+    return resolve_model(name)
+
+
+# --- put together from tower and language model -----------------------------------------------------
+
+
+def assemble(
+    parts: Assembly, run: TrainConfig, **options: Any
+) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+    """A vision encoder and a causal language model, with their own weights, as one ChangeVLM.
+
+    Fusion and projector start untrained, and so does the row of `<image>`, which nothing reads.
+
+    Raises:
+        CheckpointError: weights of the tower or the language model that find no place.
+        DownloadError: a part that cannot be reached.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(parts.llm)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DownloadError(
+            f"model.llm={parts.llm!r} has no tokenizer that can be loaded: {_first(error)}"
+        ) from error
+    tower, llm = _part_config(parts.tower), _part_config(parts.llm)
+    held = int(llm.vocab_size)
+    image_token_id = add_image_token(tokenizer)
+    llm.vocab_size = max(held, len(tokenizer))
+    config = _assembled_config(tower, llm, run, image_token_id)
+    attention = options.pop("attn_implementation", None)
+    if attention is not None:
+        config._attn_implementation = attention
+    model = ChangeVLMForConditionalGeneration(config)
+    model.to(options.get("dtype", torch.float32))
+    _take_language_model(model, parts.llm, held)
+    _take_tower(model, parts.tower)
+    return model, ChangeVLMProcessor.for_config(config, tokenizer)
+
+
+def _part_config(name: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            _source(name) if not Path(name).is_dir() else name
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DownloadError(f"{name} has no config that can be loaded: {_first(error)}") from error
+    return config
+
+
+def _assembled_config(
+    tower: PreTrainedConfig, llm: PreTrainedConfig, run: TrainConfig, image_token_id: int
+) -> ChangeVLMConfig:
+    vision = getattr(tower, "vision_config", tower)
+    layers = -2 if run.vision_layers is None else list(run.vision_layers)
+    return ChangeVLMConfig(
+        vision_config=vision,
+        text_config=llm,
+        vision_layers=layers,
+        fusion=None if run.fusion == "keep" else copy.deepcopy(run.fusion),
+        image_token_id=image_token_id,
+    )
+
+
+@torch.no_grad()
+def _take_language_model(model: ChangeVLMForConditionalGeneration, name: str, held: int) -> None:
+    """Copy a causal language model's weights; rows of added words keep their start."""
+    try:
+        source = AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DownloadError(f"model.llm={name!r} cannot be loaded: {_first(error)}") from error
+    decoder = source.get_decoder()
+    ours = model.model.language_model.state_dict()
+    theirs = decoder.state_dict()
+    if missing := sorted(set(ours) ^ set(theirs)):
+        raise CheckpointError(
+            f"{name}: weights that find no place, or are missing: {', '.join(missing[:20])}"
+        )
+    for key, value in theirs.items():
+        target = ours[key]
+        if target.shape != value.shape:  # the embedding, where words were added
+            target, value = target[:held], value[:held]
+        target.copy_(value)
+    model.lm_head.weight[:held].copy_(source.get_output_embeddings().weight[:held])
+
+
+@torch.no_grad()
+def _take_tower(model: ChangeVLMForConditionalGeneration, name: str) -> None:
+    """Copy a vision encoder's weights up to the deepest layer in use."""
+    from llava.captioner import resolve_model
+
+    source = name if Path(name).is_dir() else resolve_model(name)
+    wanted = model.model.vision_tower.encoder.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    for file in checkpoint.checkpoint_files(source):
+        weights = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        for key, value in weights.items():
+            plain = key.removeprefix("vision_model.").removeprefix("vision_tower.")
+            if plain in wanted:
+                found[plain] = value
+    if missing := [key for key in wanted if key not in found]:
+        raise CheckpointError(f"{name} lacks weights of the vision tower: {', '.join(missing[:20])}")
+    wrong = [key for key, value in found.items() if value.shape != wanted[key].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{name}: weights of another shape than its config says: {', '.join(wrong[:20])}"
+        )
+    for key, value in found.items():
+        wanted[key].copy_(value)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,353 @@
+"""A run from start to end: what learns, what is kept, and what happens when it is broken off."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from llava.captioner import ChangeCaptioner
+from llava.errors import CheckpointError, ConfigError, MissingDependencyError
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.train import checkpoints, guard
+from llava.train import run as running
+from llava.train.config import TrainConfig
+from llava.train.guard import Interrupted, TrainError
+from llava.train.parts import part_of
+from llava.train.run import finished, train
+from llava.train.trainer import ChangeTrainer
+from tests.tiny import tiny_model
+from tests.train.conftest import FUSION
+
+Make = Callable[..., TrainConfig]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return ChangeVLMForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Send this process a signal when a step begins."""
+
+    def arrange(step: int, number: int = signal.SIGTERM) -> None:
+        class Stop(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == step:
+                    os.kill(os.getpid(), number)
+
+        init = ChangeTrainer.__init__
+
+        def with_stop(self: ChangeTrainer, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            self.add_callback(Stop())
+
+        monkeypatch.setattr(ChangeTrainer, "__init__", with_stop)
+
+    return arrange
+
+
+def test_what_is_not_named_stays_bitwise_and_the_rest_moves(make_run: Make, run_folder: Path):
+    base = weights(run_folder / "base")
+    run = make_run(learn=["fusion", "projector"])
+    train(run)
+    trained = ChangeVLMForConditionalGeneration.from_pretrained(run.output_dir)
+    assert trained.config.fusion == FUSION
+    moved = {part_of(n) for n, v in trained.state_dict().items() if n in base and not torch.equal(v, base[n])}
+    assert moved == {"projector"}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_run: Make):
+    made = {}
+    for out, seed in (("one", 1), ("two", 1), ("three", 2)):
+        train(make_run(out, seed=seed))
+        made[out] = weights(make_run(out).output_dir)
+    assert same(made["one"], made["two"]) and not same(made["one"], made["three"])
+
+
+def test_it_learns_what_it_is_shown_and_the_captioner_takes_it(make_run: Make, run_folder: Path):
+    run = make_run(num_train_epochs=25, learning_rate=3e-3, captions="random")
+    trained = train(run)
+    curve = losses(run.output_dir)
+    assert curve[50] < 0.5 * curve[1] and not trained.training
+    captioner = ChangeCaptioner.from_pretrained(run.output_dir)
+    assert captioner.caption(run_folder / "0.png", run_folder / "1.png").text
+    left = {path.name for path in run.output_dir.iterdir()}
+    assert not [name for name in left if name.endswith((".bin", ".part"))]
+
+
+def test_small_batches_added_up_are_one_large_batch(make_run: Make):
+    train(make_run("large"))
+    train(make_run("small", per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    train(make_run("counted", per_device_train_batch_size=2, pairs_per_step=4))
+    large, small, counted = (losses(make_run(out).output_dir) for out in ("large", "small", "counted"))
+    assert small == pytest.approx(large, rel=1e-4) and counted == pytest.approx(large, rel=1e-4)
+
+
+# --- broken off -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [{}, {"place_weight": 0.5, "ema": 0.9, "captions": "random"}])
+def test_interrupted_and_taken_up_is_as_never_interrupted(
+    make_run: Make, stop_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]
+):
+    whole, broken = make_run("whole", **extra), make_run("broken", **extra)
+    train(whole)
+    with monkeypatch.context(), pytest.raises(Interrupted, match=r"step 3 is saved in .*checkpoint-3") as stop:
+        stop_at(2)
+        train(broken)
+    monkeypatch.undo()
+    assert stop.value.status == 143 and not (broken.output_dir / "model.safetensors").exists()
+    train(broken)
+    assert losses(broken.output_dir) == losses(whole.output_dir)  # bitwise: JSON keeps every digit
+    assert same(weights(broken.output_dir), weights(whole.output_dir))
+
+
+def test_a_checkpoint_without_its_mark_is_as_if_never_written(make_run: Make, stop_at: Callable[..., None]):
+    run = make_run(save_steps=2)
+    stop_at(5)
+    with pytest.raises(Interrupted):
+        train(run)
+    last = run.output_dir / "checkpoint-6"
+    assert list(checkpoints.checkpoints(run.output_dir)) == [6]
+    half = run.output_dir / "checkpoint-8"
+    shutil.copytree(last, half)
+    (half / checkpoints.WHOLE).unlink()  # as kill -9 leaves it while files are being written
+    assert checkpoints.choose(run.output_dir, "auto", 1) == last
+    assert checkpoints.clear_broken(run.output_dir) == [half] and not half.exists()
+    with pytest.raises(ConfigError, match="written by 1 processes, this run has 2"):
+        checkpoints.choose(run.output_dir, "auto", 2)
+    with pytest.raises(ConfigError, match="no whole checkpoint there"):
+        checkpoints.choose(run.output_dir, str(half), 1)
+
+
+def test_the_folder_of_another_run_is_not_touched(make_run: Make):
+    train(make_run(max_steps=2, save_steps=1))
+    with pytest.raises(ConfigError, match=r"other settings \(seed: 3 -> 4\)"):
+        train(make_run(max_steps=2, save_steps=1, seed=4))
+    train(make_run(max_steps=2, save_steps=1, seed=4, resume_from_checkpoint="never"))
+    assert json.loads((make_run().output_dir / "finished.json").read_text())["config"]["seed"] == 4
+
+
+def test_a_run_that_has_ended_is_known(make_run: Make):
+    run = make_run(max_steps=1)
+    assert not finished(run)
+    train(run)
+    assert finished(run) and not finished(make_run(max_steps=2))
+
+
+def test_a_full_disk_is_said_while_the_old_checkpoint_is_whole(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(save_steps=2)
+    usage = shutil.disk_usage(run.output_dir.parent)
+    calls: list[Path] = []
+
+    def filling(path: Path) -> Any:
+        calls.append(path)
+        return usage._replace(free=usage.free if len(calls) == 1 else 1000)
+
+    monkeypatch.setattr(guard.shutil, "disk_usage", filling)
+    with pytest.raises(TrainError, match=r"a checkpoint needs about .* GB, and .* has 0\.00 GB free"):
+        train(run)
+    assert list(checkpoints.checkpoints(run.output_dir)) == [2]
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(make_run: Make, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(save_steps=2)
+    save = ChangeVLMForConditionalGeneration.save_pretrained
+
+    def failing(self: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
+        save(self, folder, *args, **kwargs)
+        if str(folder).endswith("checkpoint-4"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ChangeVLMForConditionalGeneration, "save_pretrained", failing)
+    with pytest.raises(OSError, match="No space left"):
+        train(run)
+    monkeypatch.undo()
+    assert list(checkpoints.checkpoints(run.output_dir)) == [2]
+    train(run)
+    whole = make_run("whole", save_steps=2)
+    train(whole)
+    assert same(weights(run.output_dir), weights(whole.output_dir))
+
+
+def test_a_loss_that_is_no_number_names_its_batch(make_run: Make, monkeypatch: pytest.MonkeyPatch):
+    forward = ChangeVLMForConditionalGeneration.forward
+    steps: list[int] = []
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        steps.append(1)
+        if len(steps) == 3:
+            output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(ChangeVLMForConditionalGeneration, "forward", broken)
+    run = make_run(save_steps=1)
+    with pytest.raises(TrainError, match=r"the loss is nan for the batch of uids '\d', '\d', '\d', '\d'"):
+        train(run)
+    assert list(checkpoints.checkpoints(run.output_dir)) == [2]
+
+
+# --- on the way -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
+    """Scores that go up and down as a test wants them, whatever the captions."""
+
+    def arrange(values: list[float]) -> None:
+        left = iter(values)
+        monkeypatch.setattr("llava.train.trainer.figures", lambda scores: {"Sm": next(left)})
+
+    return arrange
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_checkpoint_is_what_the_run_ends_with(
+    make_run: Make, run_folder: Path, scripted: Callable[[list[float]], None], ema: float | None
+):
+    scripted([10.0, 30.0, 20.0])
+    evaluation = {"data": run_folder / "data.json", "every": 2, "limit": 2, "max_new_tokens": 2}
+    run = make_run(evaluation=evaluation, ema=ema)
+    train(run)
+    assert sorted(checkpoints.checkpoints(run.output_dir)) == [4, 6]
+    best, last, end = (weights(run.output_dir / name) for name in ("checkpoint-4", "checkpoint-6", ""))
+    assert not same(end, last)
+    assert same(end, best) == (ema is None)
+    report = json.loads((run.output_dir / "finished.json").read_text())
+    assert (report["best_step"], report["best"], report["metric"]) == (4, 30.0, "Sm")
+    if ema is not None:
+        held = torch.load(run.output_dir / "checkpoint-4" / "optimizer.pt", weights_only=True)
+        assert held["state"]
+        from safetensors.torch import load_file
+
+        averages = load_file(run.output_dir / "checkpoint-4" / "ema.safetensors")
+        assert averages and all(torch.equal(end[name], value) for name, value in averages.items())
+
+
+def test_without_selection_the_last_weights_are_the_end(
+    make_run: Make, run_folder: Path, scripted: Callable[[list[float]], None]
+):
+    scripted([10.0, 30.0, 20.0])
+    evaluation = {
+        "data": run_folder / "data.json",
+        "every": 2,
+        "limit": 2,
+        "max_new_tokens": 2,
+        "select": False,
+    }
+    run = make_run(evaluation=evaluation)
+    train(run)
+    assert same(weights(run.output_dir), weights(run.output_dir / "checkpoint-6"))
+
+
+def test_an_evaluation_changes_nothing_in_training(make_run: Make, run_folder: Path):
+    evaluation = {
+        "data": run_folder / "data.json",
+        "every": 1,
+        "limit": 3,
+        "max_new_tokens": 3,
+        "metric": "CIDEr-D",
+    }
+    with_it, without = make_run("with", evaluation=evaluation | {"select": False}), make_run("without")
+    train(with_it)
+    train(without)
+    assert losses(with_it.output_dir) == losses(without.output_dir)
+    rows = [json.loads(line) for line in (with_it.output_dir / "log.jsonl").read_text().splitlines()]
+    scored = [row for row in rows if "eval_CIDEr-D" in row]
+    assert [row["step"] for row in scored] == [1, 2, 3, 4, 5, 6]
+    assert (with_it.output_dir / "evaluation" / "step-6" / "predictions.jsonl").is_file()
+
+
+def test_curves_and_sample_pictures_reach_tensorboard(make_run: Make, run_folder: Path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    evaluation = {
+        "data": run_folder / "data.json",
+        "every": 2,
+        "limit": 4,
+        "max_new_tokens": 2,
+        "metric": "CIDEr-D",
+    }
+    run = make_run(evaluation=evaluation | {"samples": 2}, report_to=["tensorboard"], max_steps=2)
+    train(run)
+    found = event_accumulator.EventAccumulator(
+        str(next(run.output_dir.glob("runs/*"))), {"images": 0, "scalars": 0}
+    )
+    found.Reload()
+    assert set(found.Tags()["images"]) == {"samples/0", "samples/1"}
+    assert {"train/loss", "train/pairs_per_second", "eval/CIDEr-D"} <= set(found.Tags()["scalars"])
+
+
+def test_a_metric_that_cannot_be_had_is_said_before_the_start(
+    make_run: Make, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluation = {"data": run_folder / "data.json", "metric": "accuracy"}
+    with pytest.raises(ConfigError, match="'accuracy'; known: BLEU-1"):
+        train(make_run(evaluation=evaluation))
+
+    def no_java(what: str) -> None:
+        raise MissingDependencyError(f"{what} needs Java")
+
+    monkeypatch.setattr("llava.java.require_java", no_java)
+    monkeypatch.setattr(running, "load_start", lambda *_: pytest.fail("loaded before the check"))
+    with pytest.raises(MissingDependencyError, match="METEOR needs Java"):
+        train(make_run(evaluation={"data": run_folder / "data.json"}))
+
+
+def test_weights_that_do_not_fit_are_an_error_on_the_way(make_run: Make, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(max_steps=2, save_steps=1)
+    train(run)
+    path = run.output_dir / "checkpoint-2" / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(path)
+    save_file(
+        {name: v for name, v in held.items() if "projector.layers.0.bias" not in name}, path, {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match=r"model\.projector\.layers\.0\.bias"):
+        train(run)
+
+
+def test_settings_of_the_trainer_are_handed_on_and_checked(make_run: Make):
+    arguments = running.training_arguments(make_run(training_arguments={"adam_beta2": 0.98, "run_name": "x"}))
+    assert (arguments.adam_beta2, arguments.run_name) == (0.98, "x")
+    with pytest.raises(ConfigError, match="have no speed"):
+        running.training_arguments(make_run(training_arguments={"speed": 1}))
+    with pytest.raises(ConfigError, match="learning_rate is set by a field of the run"):
+        running.training_arguments(make_run(training_arguments={"learning_rate": 1}))
+
+
+def test_each_part_has_its_rate_and_vectors_do_not_decay(make_run: Make, tmp_path: Path):
+    from llava.train.parts import set_learning
+
+    model, _ = tiny_model()
+    set_learning(model, ["llm", "fusion"])
+    run = make_run(learn=["llm", "fusion"], part_learning_rate={"llm": 5e-4}, weight_decay=0.1)
+    trainer = ChangeTrainer(model, running.training_arguments(run), run=run)
+    names = {id(p): n for n, p in model.named_parameters()}
+    seen = set()
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            assert group["lr"] == (5e-4 if part_of(name) == "llm" else 1e-3)
+            assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0)
+    assert seen == {n for n, _ in model.named_parameters() if part_of(n) in ("llm", "fusion")}
