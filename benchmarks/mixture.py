@@ -13,7 +13,8 @@ of opening them then runs in a process of its own:
 
 Memory is what the process has more than before opening: resident (RSS, which counts pages of mapped files, shared by
 all processes and dropped when memory is short) and anonymous (its own alone). A forked worker then goes through all
-records once; what it dirties it has on its own too. Files are in the page cache throughout. Linux only.
+records once; what it dirties it has on its own too. Files are in the page cache throughout. The ways run in turn in
+several rounds, so that a busy machine slows all alike; of each way the round that opened soonest counts. Linux only.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=240_000, help="in the files (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=100_000, help="random ones (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -72,13 +74,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         size = write_files(folder, args.pairs)
-        found = {way: in_process(way, folder, args.reads) for way in WAYS}
+        rounds = []
+        for _ in range(args.rounds):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            rounds.append({way: in_process(way, folder, args.reads) for way in WAYS})
+        found = {way: min((one[way] for one in rounds), key=lambda f: f["opened in, s"]) for way in WAYS}
         cache = sum(file.stat().st_size for file in (folder / "cache").iterdir())
     finally:
         shutil.rmtree(folder)
     result = {
         "date": f"{date.today()}",
-        "command": f"python benchmarks/mixture.py --pairs {args.pairs} --reads {args.reads}",
+        "command": f"python benchmarks/mixture.py --pairs {args.pairs} --reads {args.reads} --rounds {args.rounds}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load before": [round(load, 1) for load in os.getloadavg()],
         "captions in the files": args.pairs * CAPTIONS,

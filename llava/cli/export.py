@@ -5,7 +5,9 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Write a model to a new folder: in this package's layout (config, processor, safetensors, chat template), or
-in the layout of the CCExpert and LLaVA-OneVision releases, which their own code reads."""
+in the layout of the CCExpert and LLaVA-OneVision releases, which their own code reads. A DeltaVLM's released
+layout is one file of what was trained, checkpoint_best.pth; in this package's layout it is written with the
+weights of its base models, whole."""
 
 EXAMPLES = """\
 examples:
@@ -43,11 +45,14 @@ def run(args: argparse.Namespace) -> int:
     from llava.captioner import load_model, load_processor, resolve_model
     from llava.errors import CheckpointError
     from llava.model.checkpoint import export_release
+    from llava.model.delta_vlm.checkpoint import is_delta_vlm
 
     logging.disable_progress_bar()
     source = resolve_model(args.model)
     if (args.folder / "config.json").exists():
         raise CheckpointError(f"{args.folder} already holds a model; give another folder")
+    if is_delta_vlm(source):
+        return _export_delta_vlm(source, args)
     processor = load_processor(source)
     model = load_model(source, dtype=args.dtype or "auto")
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -57,5 +62,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         processor.save_pretrained(args.folder)
         model.save_pretrained(args.folder)
+    print(args.folder)
+    return 0
+
+
+def _export_delta_vlm(source: str, args: argparse.Namespace) -> int:
+    from llava.model.delta_vlm.conversion import export_release
+    from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+    from llava.model.delta_vlm.processing import DeltaVLMProcessor
+
+    processor = DeltaVLMProcessor.from_pretrained(source)
+    model = DeltaVLMForConditionalGeneration.from_pretrained(source, dtype=args.dtype or "auto")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.layout == "release":
+        print(export_release(model, args.folder / "checkpoint_best.pth"))
+        return 0
+    processor.save_pretrained(args.folder)
+    model.save_pretrained(args.folder, whole=True)
     print(args.folder)
     return 0

@@ -10,13 +10,15 @@ from typing import Any
 
 DESCRIPTION = """\
 With a model: its parts and their sizes, layout, precision and licence, read from headers without loading
-weights. Without: versions, devices, Java and optional packages, which is what a bug report should contain."""
+weights. With a released DeltaVLM file: what it holds, and whether its CSRM was ever trained. Without: versions,
+devices, Java and optional packages, which is what a bug report should contain."""
 
 EXAMPLES = """\
 examples:
   llava info
   llava info tiny
-  llava info ccexpert-0.5b --json"""
+  llava info ccexpert-0.5b --json
+  llava info checkpoint_best.pth"""
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow")
 OPTIONAL = {
@@ -40,7 +42,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a folder, a hub id or a name; `tiny` is built in"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder, a hub id or a name; `tiny` is built in; or a released DeltaVLM file",
+    )
+    parser.add_argument(
+        "--trust-file",
+        action="store_true",
+        help="open a pickle that holds more than tensors: whoever made it can run anything on this machine",
     )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=run)
@@ -48,7 +58,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Print what is known."""
-    facts = installation() if args.model is None else model_facts(args.model)
+    if args.model is None:
+        facts = installation()
+    elif Path(args.model).is_file():
+        facts = release_facts(args.model, trust=args.trust_file)
+    else:
+        facts = model_facts(args.model)
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -87,8 +102,11 @@ def model_facts(name: str) -> dict[str, Any]:
     from llava.captioner import resolve_model
     from llava.model.change_vlm import ChangeVLMForConditionalGeneration
     from llava.model.checkpoint import inspect
+    from llava.model.delta_vlm.checkpoint import is_delta_vlm
 
     source = resolve_model(name)
+    if is_delta_vlm(source):
+        return _delta_vlm_facts(name, source)
     config, layout = inspect(source)
     with torch.device("meta"):
         model = ChangeVLMForConditionalGeneration(config)
@@ -114,6 +132,69 @@ def model_facts(name: str) -> dict[str, Any]:
         f"{text.vocab_size} rows of vocabulary",
         "tokens an image": config.image_seq_length,
         "parameters": {**count, "all": sum(p.numel() for p in model.parameters())},
+    }
+
+
+def _delta_vlm_facts(name: str, source: str) -> dict[str, Any]:
+    """The same for a DeltaVLM, whose folder may leave out its base models."""
+    import torch
+
+    from llava.model.delta_vlm.checkpoint import inspect_folder
+    from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+
+    config, left_out = inspect_folder(source)
+    with torch.device("meta"):
+        model = DeltaVLMForConditionalGeneration(config)
+    parts: dict[str, Any] = dict(model.model.named_children()) | {"lm_head": model.lm_head}
+    count = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
+    if config.tie_word_embeddings:
+        count.pop("lm_head")
+    vision, text = config.vision_config, config.text_config
+    return {
+        "model": name,
+        "folder": source if Path(source).is_dir() else "in the hub's cache",
+        "layout": "ours",
+        "licence": _licence(name, source),
+        "dtype": str(config.dtype or "float32").removeprefix("torch."),
+        "vision": f"{vision.model_type}, {vision.image_size} px in patches of {vision.patch_size}, width "
+        f"{vision.hidden_size}, the last {config.tune_vision_blocks} of {vision.num_hidden_layers} blocks tuned",
+        "fusion": config.fusion,
+        "queries": config.num_query_tokens,
+        "prompts": config.prompt_style,
+        "language": f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}, "
+        f"{text.vocab_size} rows of vocabulary",
+        "read from": {base: config.base_models[base] for base in left_out} if left_out else "this folder alone",
+        "tokens a pair": config.num_query_tokens,
+        "parameters": {
+            **count,
+            "queries": model.model.query_tokens.numel(),
+            "all": sum(p.numel() for p in model.parameters()),
+            "tuned": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+    }
+
+
+def release_facts(file: str, *, trust: bool = False) -> dict[str, Any]:
+    """What a released DeltaVLM file holds, and whether its CSRM was trained.
+
+    Raises:
+        CheckpointError: a damaged file, or one that needs `trust`.
+    """
+    from llava.model.delta_vlm.evidence import csrm_evidence, parameter_groups
+    from llava.model.delta_vlm.released import read_release
+
+    released = read_release(file, trust=trust)
+    evidence = csrm_evidence(released)
+    groups = parameter_groups(released)
+    return {
+        "file": file,
+        "epoch": "not stated" if released.epoch is None else released.epoch,
+        "config": released.config or "none",
+        "parameters": {**groups, "all": sum(groups.values())},
+        "CSRM": evidence.verdict,
+        "by the optimizer": evidence.optimizer,
+        "by the weights": evidence.weights,
+        "evidence": dict(enumerate(evidence.reasons, start=1)),
     }
 
 

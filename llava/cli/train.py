@@ -97,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from llava.train.plan import plan
 
-        print(plan(config, processes=args.processes or int(os.environ.get("WORLD_SIZE") or 1)))
+        names = stage_names(args.config)
+        later = config.stage is not None and config.stage != names[0]
+        first = TrainConfig.from_yaml(args.config, args.settings, names[0]) if later else None
+        print(plan(config, args.processes or int(os.environ.get("WORLD_SIZE") or 1), first))
         return 0
     return _train(config)
 

@@ -251,7 +251,7 @@ def load_adapted(
     with _base_named(source, settings):
         model = load_model(
             place,
-            dtype=dtype,
+            dtype=dtype if four_bit else torch.float32,
             config=wanted,
             **({"fresh_fusion": True} if fresh else {}),
             **base_hub,

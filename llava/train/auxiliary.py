@@ -39,6 +39,7 @@ class Auxiliary(nn.Module):
     ) -> None:
         super().__init__()
         self.mask_weight, self.place_weight, self.rate = mask_weight, place_weight, rate
+        self.weights = {"mask": mask_weight, "place": place_weight}
         self.image_token_id = config.image_token_id
         hidden, grid = config.text_config.hidden_size, config.grid
         self.mask = nn.Linear(hidden, 1, device=device)
@@ -49,7 +50,7 @@ class Auxiliary(nn.Module):
         )
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=0.0)
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._clear()
 
     def forward(
         self,
@@ -57,53 +58,66 @@ class Auxiliary(nn.Module):
         input_ids: Tensor,
         shares: Tensor | None,
         map_logits: Tensor | None,
+        teaches: bool = True,
     ) -> Tensor:
-        """The weighted sum of the losses of a batch of pairs.
+        """The weighted losses of a batch, summed over its pairs.
 
         Args:
             hidden_states: the language model's, [B, T, H] each.
             input_ids: [B, T], with image placeholders.
             shares: [B, N], how much of each patch changed; None where a batch has no masks.
             map_logits: [B, N] of the fusion's `map_head`, if it has one.
+            teaches: False: a batch that only keeps this process in step with the others; gradients are zeros.
         """
         middle = hidden_states[len(hidden_states) // 2]
         images = middle[input_ids == self.image_token_id].float()  # [B 2 N, H], before then after
-        losses: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}  # [B] each
+        # what no mask teaches has a gradient all the same: other processes may have masks, and wait for this one
+        total = images.new_zeros(()) if map_logits is None else 0 * map_logits.float().sum()
         if self.mask_weight and shares is not None:
             after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
-            losses["mask"] = F.binary_cross_entropy_with_logits(self.mask(after)[..., 0], shares)
+            losses["mask"] = _binary(self.mask(after)[..., 0], shares)
             if map_logits is not None:
-                losses["mask"] = losses["mask"] + F.binary_cross_entropy_with_logits(
-                    map_logits.float(), shares
-                )
+                losses["mask"] = losses["mask"] + _binary(map_logits.float(), shares)
         if self.place_weight:
             where: Tensor = self.get_buffer("rows_columns")  # [N, 2]
             logits = self.place(images).unflatten(-1, (2, -1))  # [B 2 N, 2, grid]
             targets = where.repeat(len(images) // len(where), 1)
-            losses["place"] = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            places = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # [B 2 N 2]
+            losses["place"] = places.view(len(input_ids), -1).mean(1)
+        if not teaches:
+            return sum((0 * loss.sum() for loss in losses.values()), total)
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
-        self._count += 1
-        weights = {"mask": self.mask_weight, "place": self.place_weight}
-        return sum((weights[name] * loss for name, loss in losses.items()), images.new_zeros(()))
+            self._sums[name] += torch.stack([loss.detach().sum(), loss.new_tensor(float(len(loss)))])
+            total = total + self.weights[name] * loss.sum()
+        return total
 
     def step(self, factor: float) -> None:
         """Update the heads after the model: gradients averaged over the processes, at `factor` of the peak rate."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
-                gradient /= dist.get_world_size()
+        for head in (self.mask, self.place):
+            for parameter in head.parameters():
+                if parameter.grad is None:  # here, not on all processes
+                    parameter.grad = torch.zeros_like(parameter)
+                if _spread():
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= dist.get_world_size()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def means(self) -> dict[str, float]:
-        """Mean losses before their weights since the last call."""
-        found = {f"{name}_loss": round((sum_ / self._count).item(), 4) for name, sum_ in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return found
+        """Mean losses of a pair before their weights, since the last call, of all processes; all call it together."""
+        sums = torch.stack(list(self._sums.values()))  # [losses, 2]
+        if _spread():
+            dist.all_reduce(sums)
+        self._clear()
+        rows = zip(self._sums, sums.tolist(), strict=True)
+        return {f"{name}_loss": round(sum_ / count, 4) for name, (sum_, count) in rows if count}
+
+    def _clear(self) -> None:
+        device = self.mask.weight.device
+        self._sums = {name: torch.zeros(2, device=device) for name in self.weights}  # sum, pairs
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -113,3 +127,12 @@ class Auxiliary(nn.Module):
         """Take up what `state` gave."""
         self.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _binary(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross entropy of [B, N] to means [B]."""
+    return F.binary_cross_entropy_with_logits(logits, shares, reduction="none").mean(1)
+
+
+def _spread() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

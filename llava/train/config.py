@@ -189,6 +189,13 @@ class TrainConfig:
             raise ConfigError(f"field 'ema' is {self.ema}, expected a number between 0 and 1")
         if self.pairs_per_step is not None and self.gradient_accumulation_steps != 1:
             raise ConfigError("give either pairs_per_step or gradient_accumulation_steps, not both")
+        if self.adapter is not None:
+            if isinstance(self.model, Assembly):
+                raise ConfigError("an adapter needs a base that can be loaded again: assemble and save the model first")
+            if isinstance(self.fusion, dict) and "fusion" not in self.adapter.full:
+                raise ConfigError("a new fusion must learn in full: put it into adapter.full")
+            if self.ema is not None:
+                raise ConfigError("ema is for full training: leave it out with an adapter")
         if self.labels == "release" and self.mask_weight > 0:
             raise ConfigError("mask_weight needs labels: answer")
 

@@ -9,7 +9,7 @@ V vocabulary, L tower levels.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,25 @@ def difference_work(pairs: int, levels: int, tokens: int, dim: int, settings: di
     )
 
 
-FUSION_WORK = {"difference": difference_work}
+def tokenwise_work(maps: int, of_input: int) -> Callable[..., Work]:
+    """Of a fusion that reads each token of the last level by itself, in `maps` D^2 for both dates together.
+
+    Args:
+        of_input: those of them that read the dates or their difference alone.
+    """
+
+    def work(pairs: int, levels: int, tokens: int, dim: int, settings: dict[str, Any]) -> Work:
+        return Work(2.0 * pairs * tokens * maps * dim**2, entry=2.0 * pairs * tokens * of_input * dim**2)
+
+    return work
+
+
+FUSION_WORK: dict[str, Callable[..., Work]] = {
+    "difference": difference_work,
+    "csrm": tokenwise_work(2 + 2 * (1 + 1 + 3), 6),  # two maps of the change; of each date two, and W_o
+    "csrm_paper": tokenwise_work(2 * (2 + 2), 8),
+    "concat": tokenwise_work(0, 0),
+}
 """By the kind of fusion."""
 
 

@@ -1,7 +1,6 @@
 """What a run would do, as text: config, data, parameters and rates, steps, memory. Nothing is loaded or trained."""
 
 import math
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,8 +10,8 @@ from llava.errors import LlavaError
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import ChangeVLMConfig
 from llava.train.config import TrainConfig
-from llava.train.memory import estimate
-from llava.train.parts import PARTS, parameter_groups, part_of, set_learning
+from llava.train.memory import estimate, part_counts
+from llava.train.parts import PARTS, parameter_groups, set_learning
 from llava.train.run import evaluation_records, records_of, require_scores, weights_dtype
 from llava.train.start import config_of
 
@@ -22,13 +21,14 @@ _PROMPT = 40
 """Tokens of the prompt without its images."""
 
 
-def plan(run: TrainConfig, processes: int = 1) -> str:
-    """The plan of a run on so many devices.
+def plan(run: TrainConfig, processes: int = 1, first: TrainConfig | None = None) -> str:
+    """The plan of a run on so many devices; `first` is the first stage, where the run is a later one.
 
     Raises:
         LlavaError: what would stop the run at its start: a fault in config, mixture or records.
     """
-    config = config_of(run)
+    config = config_of(run, first)
+    trained = meta_model(run, config)
     records, _, data = records_of(run)
     texts = sum(len(record.change_caption) + bool(record.conversation) for record in records)
     rounds = texts / len(records) if run.captions == "all" else 1.0
@@ -36,9 +36,9 @@ def plan(run: TrainConfig, processes: int = 1) -> str:
     sections = [
         ("config", to_yaml(run).rstrip()),
         ("data", data),
-        ("parameters", _parameters(run, config)),
+        ("parameters", _parameters(run, trained)),
         ("steps", _steps(run, samples, processes)),
-        ("memory", _memory(run, config, processes, rounds if run.one_pass else 1.0)),
+        ("memory", _memory(run, config, trained, processes, rounds if run.one_pass else 1.0)),
     ]
     if run.evaluation is not None:
         sections.insert(2, ("evaluation", _evaluation(run)))
@@ -58,37 +58,33 @@ def _evaluation(run: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def meta_model(run: TrainConfig, config: ChangeVLMConfig) -> ChangeVLMForConditionalGeneration:
-    """The model without its values, frozen as the run freezes it."""
+def meta_model(run: TrainConfig, config: ChangeVLMConfig) -> nn.Module:
+    """The model without its values, frozen or adapted as the run does it."""
     with torch.device("meta"):
         model = ChangeVLMForConditionalGeneration(config)
+        if run.adapter is not None:
+            from llava.train.adapters import add_adapter
+
+            return add_adapter(model, run.adapter, run.seed)
     set_learning(model, run.learn)
     return model
 
 
-def _parameters(run: TrainConfig, config: ChangeVLMConfig) -> str:
-    model = meta_model(run, config)
-    held = dict.fromkeys(PARTS, 0)
-    for name, parameter in model.named_parameters():
-        held[part_of(name)] += parameter.numel()
-    if run.adapter is not None:
-        from llava.train.adapters import add_adapter
-
-        with torch.device("meta"):
-            trained: nn.Module = add_adapter(model, run.adapter, run.seed)
-    else:
-        trained = model
+def _parameters(run: TrainConfig, trained: nn.Module) -> str:
+    counts = part_counts(trained)
     groups = parameter_groups(trained, run.learning_rate, run.part_learning_rate, run.weight_decay)
     lines = [f"{'part':10} {'parameters':>14} {'learn':>14} {'peak rate':>10} {'decay':>6}"]
-    for part, count in held.items():
+    for part in PARTS:
+        if part not in counts:
+            continue
         mine = [group for group in groups if group.part == part]
         if not mine:
-            lines.append(f"{part:10} {count:14,} {'frozen':>14}")
+            lines.append(f"{part:10} {counts[part][0]:14,} {'frozen':>14}")
         for i, group in enumerate(mine):
-            first = f"{part:10} {count:14,}" if i == 0 else f"{'':10} {'':14}"
+            first = f"{part:10} {counts[part][0]:14,}" if i == 0 else f"{'':10} {'':14}"
             lines.append(f"{first} {group.count:14,} {group.rate:10.2e} {group.decay:6g}")
-    learn = sum(group.count for group in groups)
-    lines.append(f"{'together':10} {sum(held.values()):14,} {learn:14,}")
+    held, learn = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    lines.append(f"{'together':10} {held:14,} {learn:14,}")
     return "\n".join(lines)
 
 
@@ -105,17 +101,25 @@ def _steps(run: TrainConfig, samples: int, processes: int) -> str:
     )
 
 
-def _memory(run: TrainConfig, config: ChangeVLMConfig, processes: int, rounds: float) -> str:
-    images = 2 * config.image_seq_length
-    length = images + _PROMPT + round(rounds * _ANSWER)
-    return estimate(
+def _memory(
+    run: TrainConfig, config: ChangeVLMConfig, trained: nn.Module, processes: int, rounds: float
+) -> str:
+    answers = round(rounds * _ANSWER)
+    found = estimate(
         config,
-        learn=tuple(run.learn),
+        learn=run.learn,
         pairs=run.per_device_train_batch_size,
-        positions=length,
-        rows=round(rounds * _ANSWER),
+        positions=2 * config.image_seq_length + _PROMPT + answers,
+        rows=answers,
         processes=processes,
         dtype=weights_dtype(run),
-        deepspeed=None if run.deepspeed is None else Path(run.deepspeed),
+        autocast=run.bf16 and run.deepspeed is None,
+        deepspeed=run.deepspeed,
         checkpointing=run.gradient_checkpointing,
-    ).table()
+        attention=run.attn_implementation,
+        branches=rounds > 1,
+        adapter=run.adapter,
+        ema=run.ema is not None,
+        parameters=part_counts(trained),
+    )
+    return found.table()

@@ -181,13 +181,13 @@ def prepare(
     from transformers import set_seed
 
     set_seed(run.seed)  # new weights are the same on every process
-    model, processor = load_start(run, weights_dtype(run))
+    model, processor = load_start(run, weights_dtype(run), str(arguments.device))
     config: Any = model.config
     trained: Any = model
     if run.adapter is not None:
         from llava.train.adapters import add_adapter
 
-        trained = add_adapter(model, run.adapter, run.seed)
+        trained = add_adapter(model, run.adapter, run.seed, base=str(run.model))
     else:
         set_learning(model, run.learn)
     map_head = getattr(model.model.fusion, "map_head", None)

@@ -1,4 +1,4 @@
-"""Weights that ZeRO-3 keeps in shards, whole for a while: to generate with, at the price of a full copy on each device."""
+"""Weights that ZeRO-3 keeps in shards, whole for a while: to generate with, at the price of a copy on each device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

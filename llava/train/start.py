@@ -17,6 +17,8 @@ from llava.model import checkpoint
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import PRESETS, ChangeVLMConfig
 from llava.model.processing import ChangeVLMProcessor, add_image_token
+from llava.train import four_bit
+from llava.train.adapters import read_config
 from llava.train.config import Assembly, TrainConfig
 
 
@@ -31,9 +33,9 @@ def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMC
     return wanted, run.fusion != "keep" and (config.fusion is not None or wanted.fusion is not None)
 
 
-def config_of(run: TrainConfig) -> ChangeVLMConfig:
+def config_of(run: TrainConfig, first: TrainConfig | None = None) -> ChangeVLMConfig:
     """The config a run trains, without a weight: for a plan. A known name that is not on this machine, and cannot be
-    fetched, stands for its preset.
+    fetched, stands for its preset; what a stage before has not made yet is what the `first` stage starts from.
 
     Raises:
         LlavaError: no config can be had.
@@ -42,17 +44,21 @@ def config_of(run: TrainConfig) -> ChangeVLMConfig:
         tower, llm = (_part_config(name) for name in (run.model.tower, run.model.llm))
         return _assembled_config(tower, llm, run, image_token_id=int(llm.vocab_size) - 1)
     try:
-        return wanted_config(checkpoint.read_config(_source(run.model)), run)[0]
+        return wanted_config(read_config(_source(run.model)), run)[0]
     except (LlavaError, OSError):
+        if first is not None:
+            return wanted_config(config_of(first), run)[0]
         if run.model not in PRESETS:
             raise
         return wanted_config(ChangeVLMConfig.preset(run.model), run)[0]
 
 
 def load_start(
-    run: TrainConfig, dtype: torch.dtype
+    run: TrainConfig, dtype: torch.dtype, device: str | None = None
 ) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
-    """Model and processor as training begins. New weights draw from torch's global generator.
+    """Model and processor as training begins, on `device` where loading needs one (4-bit weights).
+
+    New weights draw from torch's global generator.
 
     Raises:
         LlavaError: what cannot be found or does not fit, by name.
@@ -61,9 +67,12 @@ def load_start(
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": run.attn_implementation}
     if isinstance(run.model, Assembly):
-        return assemble(run.model, run, **options)
+        with checkpoint.unsharded():  # put together whole on every process; ZeRO-3 shards it when training begins
+            return assemble(run.model, run, **options)
     source = _source(run.model)
-    wanted, fresh = wanted_config(checkpoint.read_config(source), run)
+    wanted, fresh = wanted_config(read_config(source), run)
+    if run.adapter is not None and run.adapter.kind == "qlora":
+        options |= four_bit.options(wanted, run.adapter.parts, device)
     with _quiet() if fresh else nullcontext():
         model = load_model(source, config=wanted, fresh_fusion=fresh, **options)
     return model, load_processor(source)

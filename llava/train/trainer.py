@@ -64,6 +64,7 @@ class ChangeTrainer(Trainer):
         self.auxiliary: Auxiliary | None = None
         self.ema = Ema(self.model, run.ema) if run.ema is not None else None
         self._names: list[str] = []
+        self._pairs = torch.ones(())
         if run.mask_weight > 0 or run.place_weight > 0:
             config: Any = plain_model(self.model).config
             self.auxiliary = Auxiliary(
@@ -84,19 +85,18 @@ class ChangeTrainer(Trainer):
         return self.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Supervised tokens of the whole update, by their weights."""
-        if not any("label_weights" in batch for batch in batch_samples):
-            return super()._get_num_items_in_batch(batch_samples, device)
-        counts = [
-            (batch["labels"][:, 1:].ne(-100) * batch.get("label_weights", torch.ones(()))[..., 1:]).sum()
-            if "label_weights" in batch
-            else batch["labels"][:, 1:].ne(-100).sum()
-            for batch in batch_samples
-        ]
-        total = torch.stack([count.float() for count in counts]).sum().to(device)
+        """Supervised tokens of the whole update, by their weights; also counts the pairs that teach in it."""
+        tokens, pairs = torch.zeros((), device=device), 0
+        for batch in batch_samples:
+            told = batch["labels"][:, 1:].ne(-100)
+            weights = batch.get("label_weights")
+            tokens = tokens + (told.sum() if weights is None else (told * weights[:, 1:]).sum()).to(device)
+            pairs += len(told) if batch["uids"] else 0
+        counts = torch.stack([tokens, torch.tensor(float(pairs), device=device)])
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return total
+            counts = self.accelerator.gather(counts).view(-1, 2).sum(0)
+        self._pairs = counts[1]
+        return counts[0]
 
     # --- the loss -----------------------------------------------------------------------------------
 
@@ -122,8 +122,12 @@ class ChangeTrainer(Trainer):
             logits = (
                 None if head is None or outputs.change is None else head(outputs.change)[..., 0]
             )  # [B, N]
-            beside = self.auxiliary(outputs.hidden_states, inputs["input_ids"], shares, logits)
-            loss = loss + beside / self.current_gradient_accumulation_steps
+            beside = self.auxiliary(
+                outputs.hidden_states, inputs["input_ids"], shares, logits, teaches=bool(uids)
+            )
+            # as for the words: a sum over the whole update, whose gradients are averaged over the processes
+            processes = self.args.world_size if self.args.average_tokens_across_devices else 1
+            loss = loss + beside * processes / self._pairs.clamp(min=1)
         require_finite(loss, uids)
         return (loss, outputs) if return_outputs else loss
 

@@ -1,4 +1,4 @@
-"""What ships for training: every config is what the paper says, builds and plans; launchers pass on what they are told."""
+"""What ships for training: configs are what the paper says, build and plan; launchers pass on what they are told."""
 
 import json
 import os
@@ -117,7 +117,11 @@ def test_settings_choose_the_test_split_by_name(tmp_path: Path) -> None:
     told = [f"evaluation.data={tmp_path}/data/levir_cc/test.jsonl", "stages.sft.num_train_epochs=2"]
     run = TrainConfig.from_yaml(ROOT / "scripts/configs/ccexpert_7b.yaml", told, "sft")
     assert run.evaluation is not None
-    assert (run.evaluation.data.name, run.evaluation.every, run.num_train_epochs) == ("test.jsonl", "epoch", 2)
+    assert (run.evaluation.data.name, run.evaluation.every, run.num_train_epochs) == (
+        "test.jsonl",
+        "epoch",
+        2,
+    )
 
 
 def test_the_mixture_has_the_paper_s_parts_as_often_as_it_says() -> None:
@@ -137,11 +141,17 @@ def test_the_mixture_has_the_paper_s_parts_as_often_as_it_says() -> None:
 
 def write_records(path: Path, count: int = 4) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    captions = ["a road is built", "a new road appears"]
     rows = [
-        {"uid": f"{path.parent.name}/{path.stem}_{i}", "change_flag": 1, "img1_path": f"{i}a.png", "img2_path": f"{i}b.png",
-         "change_caption": ["a road is built", "a new road appears"]}
+        {
+            "uid": f"{path.parent.name}/{path.stem}_{i}",
+            "change_flag": 1,
+            "img1_path": f"{i}a.png",
+            "img2_path": f"{i}b.png",
+            "change_caption": captions,
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -172,9 +182,10 @@ def test_every_stage_dry_runs_offline(
     text = capsys.readouterr().out
     assert f"{run.pairs_per_step} pairs a step = {run.per_device_train_batch_size} a device" in text
     frozen = {line.split()[0] for line in text.splitlines() if line.endswith("frozen")}
-    expected = set(ALL) - set(run.learn)
-    assert frozen == (expected - {"fusion"} if run.fusion is None else expected)
-    rates = {f"{rate:.2e}" for part in run.learn for rate in [run.part_learning_rate.get(part, run.learning_rate)]}
+    assert frozen == set(ALL) - set(run.learn)
+    rates = {
+        f"{rate:.2e}" for part in run.learn for rate in [run.part_learning_rate.get(part, run.learning_rate)]
+    }
     assert all(rate in text for rate in rates)
 
 
@@ -245,8 +256,10 @@ class Project:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         return {"PATH": path, "LOG": str(self.log), "LISTED": "alignment pretraining sft", **more}
 
-    def run(self, script: str, *arguments: str, status: int = 0, here: Path | None = None, **more: str) -> list[str]:
-        """The trainings that were started, each as its words from `-m` on; `status` is what the script must end with."""
+    def run(
+        self, script: str, *arguments: str, status: int = 0, here: Path | None = None, **more: str
+    ) -> list[str]:
+        """The trainings that were started, in python's words; `status` is what the script must end with."""
         done = subprocess.run(
             [str(self.root / "scripts/train" / script), *arguments],
             env=self.environment(**more), cwd=here or self.root, capture_output=True, text=True, timeout=60,
@@ -266,7 +279,9 @@ def test_the_launcher_goes_through_the_stages(project: Project) -> None:
     calls = project.run("ccexpert_0.5b.sh", "seed=7", DATA_ROOT="elsewhere")
     assert [call.split("--stage ")[1].split()[0] for call in calls] == ["alignment", "pretraining", "sft"]
     first, folder, data, out = calls[0].split(" | ")
-    assert first.startswith("-m torch.distributed.run --nproc_per_node 4 --standalone -m llava.train --config ")
+    assert first.startswith(
+        "-m torch.distributed.run --nproc_per_node 4 --standalone -m llava.train --config "
+    )
     assert first.endswith("configs/ccexpert_0.5b.yaml --stage alignment seed=7")
     assert (folder, data, out.strip()) == (str(project.root), "elsewhere", "")
 
@@ -278,13 +293,13 @@ def test_it_stops_at_the_first_stage_that_fails(project: Project) -> None:
 
 @needs_bash
 def test_stages_processes_and_machines_are_chosen(project: Project) -> None:
-    machines = {"NNODES": "2", "RDZV_ENDPOINT": "first:29500"}
-    calls = project.run("baseline_7b.sh", NPROC="2", STAGES="sft", **machines)
+    calls = project.run("baseline_7b.sh", NPROC="2", STAGES="sft", NNODES="2", RDZV_ENDPOINT="first:29500")
     rendezvous = "--nnodes 2 --rdzv_backend c10d --rdzv_endpoint first:29500 --rdzv_id llava"
     assert len(calls) == 1 and f"--nproc_per_node 2 {rendezvous} -m llava.train" in calls[0]
     project.log.write_text("")
-    fixed = {"NNODES": "2", "MASTER_ADDR": "first", "NODE_RANK": "1"}
-    (call,) = project.run("lora_7b.sh", NPROC="2", STAGES="sft", **fixed)
+    (call,) = project.run(
+        "lora_7b.sh", NPROC="2", STAGES="sft", NNODES="2", MASTER_ADDR="first", NODE_RANK="1"
+    )
     assert "--nnodes 2 --node_rank 1 --master_addr first --master_port 29500" in call
     project.run("lora_7b.sh", NPROC="2", NNODES="2", status=2)
     assert "needs RDZV_ENDPOINT, or MASTER_ADDR and NODE_RANK" in project.said
@@ -293,7 +308,9 @@ def test_stages_processes_and_machines_are_chosen(project: Project) -> None:
 @needs_bash
 def test_a_config_without_stages_and_paths_of_another_folder(project: Project, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: tiny-base\n")
-    (call,) = project.run("run.sh", "mine.yaml", here=tmp_path, LISTED="", DATA_ROOT="d", OUT=str(tmp_path / "o"))
+    (call,) = project.run(
+        "run.sh", "mine.yaml", here=tmp_path, LISTED="", DATA_ROOT="d", OUT=str(tmp_path / "o")
+    )
     words, folder, data, out = call.split(" | ")
     assert words.endswith(f"--config {tmp_path}/mine.yaml")
     assert (folder, data, out) == (str(project.root), f"{tmp_path}/d", f"{tmp_path}/o")
@@ -315,7 +332,9 @@ def test_wrong_usage_starts_nothing(project: Project, arguments: tuple[str, ...]
 @needs_bash
 def test_sigterm_lets_the_training_save_and_gives_143(project: Project) -> None:
     command = [str(project.root / "scripts/train/ccexpert_0.5b.sh")]
-    with subprocess.Popen(command, env=project.environment(SLEEPS="yes"), stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=project.environment(SLEEPS="yes"), stderr=subprocess.DEVNULL
+    ) as process:
         until = time.monotonic() + 20
         while not project.log.read_text() and time.monotonic() < until:
             time.sleep(0.05)
