@@ -71,6 +71,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.reads)))
         return
+    load = [round(value, 1) for value in os.getloadavg()]
     folder = Path(tempfile.mkdtemp())
     try:
         size = write_files(folder, args.pairs)
@@ -79,14 +80,14 @@ def main() -> None:
             shutil.rmtree(folder / "cache", ignore_errors=True)
             rounds.append({way: in_process(way, folder, args.reads) for way in WAYS})
         found = {way: min((one[way] for one in rounds), key=lambda f: f["opened in, s"]) for way in WAYS}
-        cache = sum(file.stat().st_size for file in (folder / "cache").iterdir())
+        cache = sum(file.stat().st_size for file in (folder / "cache").glob("*.arrow"))
     finally:
         shutil.rmtree(folder)
     result = {
         "date": f"{date.today()}",
         "command": f"python benchmarks/mixture.py --pairs {args.pairs} --reads {args.reads} --rounds {args.rounds}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load before": [round(load, 1) for load in os.getloadavg()],
+        "load before": load,
         "captions in the files": args.pairs * CAPTIONS,
         "records listed": found["json.load"].pop("records"),
         "record files, MB": round(size / 1e6, 1),

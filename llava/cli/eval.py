@@ -141,8 +141,7 @@ def _run(args: argparse.Namespace) -> int:
     from llava.eval.run import run_evaluation
 
     settings = _settings(args)
-    root = args.root or args.data.parent
-    records, data = distributed.main_first(lambda: _records(args, root), "reading the data", args.timeout)
+    records, root, data = distributed.main_first(lambda: _records(args), "reading the data", args.timeout)
     if args.shuffle_images:
         records = shuffle_pairs(records)
         data += ", images shuffled"
@@ -188,22 +187,23 @@ def _settings(args: argparse.Namespace) -> "EvalSettings":
     )
 
 
-def _records(args: argparse.Namespace, root: Path) -> "tuple[list[Record], str]":
-    """The records of --data, each uid once, and what to call them."""
+def _records(args: argparse.Namespace) -> "tuple[list[Record], Path, str]":
+    """The records of --data, each uid once, the folder their paths count from, and what to call them."""
     from llava import distributed
     from llava.data.mixture import SUFFIXES, load_mixture, unique
     from llava.data.record import read_records
 
     data = str(args.data)
     if args.data.suffix in SUFFIXES:
-        mixture = load_mixture(args.data, root, seed=args.seed)
-        data += f", seed {args.seed}"
+        mixture = load_mixture(args.data, args.root, seed=args.seed)
+        root = mixture.root
+        data += f", seed {mixture.seed}"
         records = unique(mixture.records)
         if distributed.is_main():
             print(f"{mixture.table()}, {len(records)} different pairs", file=sys.stderr)
     else:
-        records = read_records(args.data)
+        records, root = read_records(args.data), args.root or args.data.parent
     if args.limit is not None and args.limit < len(records):
         records = records[: args.limit]
         data += f", first {args.limit}"
-    return records, data
+    return records, root, data

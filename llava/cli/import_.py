@@ -39,7 +39,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", help="the folder that holds config.json and the weights, or a DeltaVLM file"
+        "folder",
+        metavar="FOLDER",
+        help="the folder that holds config.json and the weights, or a DeltaVLM file",
     )
     parser.add_argument("--name", help="what to call it (default: the folder's own name, in lower case)")
     parser.add_argument("--link", action="store_true", help="link to the files instead of copying them")

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         facts = model_facts(args.model)
     if args.json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(facts, indent=1, default=str))
     else:
         _print(facts)
     return 0
@@ -163,7 +163,7 @@ def _delta_vlm_facts(name: str, source: str) -> dict[str, Any]:
         "prompts": config.prompt_style,
         "language": f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}, "
         f"{text.vocab_size} rows of vocabulary",
-        "read from": {base: config.base_models[base] for base in left_out} if left_out else "this folder alone",
+        "read from": {base: (config.base_models or {})[base] for base in left_out} or "this folder alone",
         "tokens a pair": config.num_query_tokens,
         "parameters": {
             **count,
@@ -194,7 +194,7 @@ def release_facts(file: str, *, trust: bool = False) -> dict[str, Any]:
         "CSRM": evidence.verdict,
         "by the optimizer": evidence.optimizer,
         "by the weights": evidence.weights,
-        "evidence": dict(enumerate(evidence.reasons, start=1)),
+        "evidence": {str(i): reason for i, reason in enumerate(evidence.reasons, start=1)},
     }
 
 
@@ -223,12 +223,12 @@ def _licence(name: str, source: str) -> str:
 
 
 def _print(facts: dict[str, Any], indent: str = "") -> None:
-    width = max(map(len, facts))
+    width = max(map(len, facts), default=0)
     for name, value in facts.items():
         if isinstance(value, dict):
             print(f"{indent}{name}")
             _print(value, indent + "  ")
         else:
             shown = f"{value:>15,}" if isinstance(value, int) and value > 9999 else value
-            shown = ", ".join(shown) if isinstance(shown, list) else shown
+            shown = ", ".join(map(str, shown)) if isinstance(shown, list) else shown
             print(f"{indent}{name:<{width}}  {shown}", file=sys.stdout)

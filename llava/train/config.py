@@ -46,7 +46,7 @@ class EvaluationConfig:
     data: Path
     """Records or a mixture with references: the validation split, unless you say otherwise."""
     root: Path | None = None
-    """What the records' paths are relative to; the training's root by default."""
+    """What the records' paths are relative to; the run's root by default, or the folder of `data`."""
     every: Literal["epoch"] | int = "epoch"
     """An evaluation and a checkpoint so often: each epoch, or each so many updates."""
     limit: int | None = None

@@ -57,6 +57,8 @@ class Layers:
     """Norms of the stream."""
     rms: bool
     """Whether they are RMS norms, which transformers computes in float32."""
+    head_norms: bool
+    """Whether queries and keys are normed too."""
     activation: str
 
 
@@ -72,7 +74,8 @@ def read_layers(part: nn.Module, config: Any) -> Layers:
     matrices = sum(module.weight.numel() for module in maps)
     mlp = maps[-1].in_features if maps else 0
     outside = matrices - width * (2 * size * heads + 2 * keys)  # of attention: the MLP's
-    norms = [m for m in modules if "Norm" in type(m).__name__ and m.weight.shape == (width,)]
+    every_norm = [module for module in modules if "Norm" in type(module).__name__]
+    norms = [module for module in every_norm if module.weight.shape == (width,)]
     return Layers(
         count=len(layers),
         width=width,
@@ -86,6 +89,7 @@ def read_layers(part: nn.Module, config: Any) -> Layers:
         gated=2 * outside > 5 * width * mlp,  # three maps of D x mlp, not two
         norms=len(norms),
         rms=any("RMS" in type(m).__name__ for m in norms),
+        head_norms=len(norms) < len(every_norm),
         activation=str(getattr(config, "hidden_act", "")),
     )
 

@@ -203,6 +203,8 @@ class Learning:
     dropout: bool = False
     """Each update leaves out inputs of its own."""
     rank: int = 0
+    magnitudes: bool = False
+    """DoRA's: they scale what each map and its update give, which is kept."""
 
 
 def layer_bytes(
@@ -237,19 +239,22 @@ def layer_bytes(
         copies = readers if precision.cast and not there else 0 if there else 1
         return copies * a * width
 
-    norm = (4 if layers.rms else precision.stream) * d
-    if layers.rms and learning.weights:
-        norm += precision.stream * d
+    norms = layers.norms * d + (layers.mixed + layers.keys if layers.head_norms else 0)
+    norms *= (4 if layers.rms else precision.stream) + (
+        precision.stream if layers.rms and learning.weights else 0
+    )
     maps = inputs(d, 3) + inputs(layers.mixed, 1, there=not eager)
     maps += inputs(d, 2 if layers.gated else 1) + inputs(i, 1)
     if learning.low_rank:
         maps += a * learning.rank * (7 if layers.gated else 6)
+    if learning.magnitudes:
+        maps += 2 * a * (layers.mixed + 2 * layers.keys + 2 * d + (2 if layers.gated else 1) * i)
     scores = length * a + 4 * layers.heads
     if eager:
         scores = layers.heads * length * (4 + (a if a < 4 else 0)) - a * layers.mixed
     attention = a * (2 * layers.mixed + 2 * keys) + scores
     active = 3 if layers.gated else 2 if layers.activation == "quick_gelu" else 1
-    return layers.norms * norm + maps + attention + active * a * i
+    return norms + maps + attention + active * a * i
 
 
 def difference_bytes(
@@ -274,7 +279,7 @@ def difference_bytes(
 def difference_held(
     precision: Precision, learns: bool, dim: int, levels: int, settings: Mapping[str, Any]
 ) -> float:
-    """The first of `difference_bytes` with checkpointing: of a block its input, and what the extractor keeps outside it.
+    """The first of `difference_bytes` with checkpointing: of a block its input, and what the extractor outside it keeps.
 
     In D: both dates and their gates 4 and the change 1; if it learns, the gated dates 2, under autocast with copies 6.
     """
@@ -336,13 +341,10 @@ class _Step:
         self.llm = read_layers(model.language_model, config.text_config)
 
     def _learning(self, part: str) -> Learning:
-        low = part in self.adapted and self.adapter is not None
-        return Learning(
-            part in self.learn,
-            low,
-            low and self.adapter is not None and self.adapter.dropout > 0,
-            self.adapter.rank if low and self.adapter is not None else 0,
-        )
+        adapter = self.adapter
+        if adapter is None or part not in self.adapted:
+            return Learning(part in self.learn)
+        return Learning(False, True, adapter.dropout > 0, adapter.rank, adapter.kind == "dora")
 
     def _layers(self, part: str, layers: Layers, tokens: int, **attention: Any) -> Activations:
         """Of a list of layers; checkpointed, only what goes into each of them is held."""

@@ -47,7 +47,7 @@ def plan(run: TrainConfig, processes: int = 1, first: TrainConfig | None = None)
 
 def _evaluation(run: TrainConfig) -> str:
     assert run.evaluation is not None
-    records = evaluation_records(run) or []
+    records = evaluation_records(run)[0] or []
     told = run.evaluation
     every = "each epoch" if told.every == "epoch" else f"every {told.every} updates"
     lines = [f"{told.data}: {len(records)} pairs, {every}; keeps the best {told.metric} and the last"]

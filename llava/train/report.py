@@ -109,9 +109,7 @@ class SampleWriter(TrainerCallback):
         evaluation = self.trainer.last_evaluation
         if not state.is_world_process_zero or evaluation is None:
             return
-        settings = self.trainer.run.evaluation
-        assert settings is not None
-        root = settings.root or self.trainer.run.image_root
+        root = self.trainer.eval_root
         writers = [
             c for c in self.trainer.callback_handler.callbacks if getattr(c, "tb_writer", None) is not None
         ]

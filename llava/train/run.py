@@ -16,7 +16,7 @@ from llava import __version__, distributed
 from llava.config import plain
 from llava.data.collate import BranchCollator
 from llava.data.dataset import PairDataset
-from llava.data.mixture import SUFFIXES, load_mixture, read_mixture, unique
+from llava.data.mixture import SUFFIXES, load_mixture, unique
 from llava.data.record import Record, read_records
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, MissingDependencyError
@@ -163,15 +163,15 @@ def records_of(run: TrainConfig) -> tuple[Sequence[Record], Path, str]:
     return records, run.image_root, told
 
 
-def evaluation_records(run: TrainConfig) -> list[Record] | None:
-    """What is captioned on the way."""
+def evaluation_records(run: TrainConfig) -> tuple[list[Record] | None, Path | None]:
+    """What is captioned on the way, and the folder its images count from."""
     if run.evaluation is None:
-        return None
-    path = run.evaluation.data
-    found = (
-        read_mixture(path, run.evaluation.root or run.root) if path.suffix in SUFFIXES else read_records(path)
-    )
-    return unique(found)[: run.evaluation.limit]
+        return None, None
+    path, root = run.evaluation.data, run.evaluation.root or run.root
+    if path.suffix in SUFFIXES:
+        mixture = load_mixture(path, root, seed=run.seed, in_memory=True)
+        return unique(mixture.records)[: run.evaluation.limit], mixture.root
+    return unique(read_records(path))[: run.evaluation.limit], root or path.parent
 
 
 def prepare(
@@ -210,6 +210,7 @@ def prepare(
         on_error=run.on_error,
         seed=run.seed,
     )
+    held_out, held_out_root = evaluation_records(run)
     flops = StepFlops(
         config,
         run.learn,
@@ -221,7 +222,8 @@ def prepare(
         trained,
         arguments,
         run=run,
-        eval_records=evaluation_records(run),
+        eval_records=held_out,
+        eval_root=held_out_root,
         signals=signals,
         meter=Meter(flops, arguments.device, run.bf16),
         train_dataset=dataset,

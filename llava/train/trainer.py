@@ -42,6 +42,7 @@ class ChangeTrainer(Trainer):
     Args:
         run: its config.
         eval_records: what is captioned on the way; none without `run.evaluation`.
+        eval_root: folder their images count from.
         signals: those noted while it trains.
         meter: what measures the steps; without one, rates are not logged.
     """
@@ -51,6 +52,7 @@ class ChangeTrainer(Trainer):
         *args: Any,
         run: TrainConfig,
         eval_records: list[Record] | None = None,
+        eval_root: Path | None = None,
         signals: Signals | None = None,
         meter: Meter | None = None,
         **kwargs: Any,
@@ -58,7 +60,7 @@ class ChangeTrainer(Trainer):
         self.run, self.meter, self.signals = run, meter, signals or Signals()
         super().__init__(*args, **kwargs, eval_dataset=eval_records)  # type: ignore[misc]
         assert isinstance(self.model, nn.Module)
-        self.eval_records = eval_records
+        self.eval_records, self.eval_root = eval_records, eval_root or run.image_root
         self.skipped = 0
         self.last_evaluation: Evaluation | None = None
         self.auxiliary: Auxiliary | None = None
@@ -205,7 +207,7 @@ class ChangeTrainer(Trainer):
             evaluation = run_evaluation(
                 self.model,
                 self.eval_records,
-                settings.root or self.run.image_root,
+                self.eval_root,
                 out,
                 EvalSettings(
                     question=self.run.question,
@@ -263,6 +265,10 @@ class ChangeTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # DeepSpeed's copies of the weights share nothing, and a tied head would be written twice
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        if state_dict is not None:
+            state_dict = {name: value for name, value in state_dict.items() if tied.get(name) not in state_dict}
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; train.yaml says the same in words
@@ -280,7 +286,7 @@ class ChangeTrainer(Trainer):
         """What is kept of a checkpoint beside the Trainer's own files."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if self.auxiliary is not None:
-            kept = torch.load(checkpoint / _AUXILIARY, map_location=self.args.device, weights_only=True)
+            kept = torch.load(checkpoint / _AUXILIARY, map_location="cpu", weights_only=True)
             self.auxiliary.load_state(kept)
         if self.ema is not None:
             self.ema.load(checkpoint, state.global_step)

@@ -334,7 +334,7 @@ def test_records_without_words_are_named_at_once(
     captions: tuple[str, ...], records: list[Record], tmp_path: Path, processor: ChangeVLMProcessor
 ):
     bare = replace(records[0], uid="bare", change_caption=captions)
-    with pytest.raises(DataError, match="1 records .*'bare'"):
+    with pytest.raises(DataError, match=r"1 records .*'bare'"):
         PairDataset([*records, bare], tmp_path, processor)
 
 

@@ -349,6 +349,8 @@ def test_two_processes_learn_as_one_does(unbroken: Any, world: Path, mode: str) 
     a, b = (load_file(out / "model.safetensors") for out in (one, two))
     assert a.keys() == b.keys() and "model.fusion.map_head.weight" in a and "lm_head.weight" not in a
     for name, value in a.items():
+        if name.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is noise, which Adam magnifies
+            continue
         torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 

@@ -119,15 +119,17 @@ class _Scanner:
         self._file, self._path = file, path
         self._decoder = json.JSONDecoder()
         self._text, self._at, self._ended = "", 0, False
-        self._lines = 1  # number of the line that _text begins in
+        self._lines, self._counted = 1, 0  # number of the line at that place of _text
 
     def line(self) -> int:
         """Number of the current line, from 1."""
-        return self._lines + self._text.count("\n", 0, self._at)
+        self._lines += self._text.count("\n", self._counted, self._at)  # from the last place on: asked for each value
+        self._counted = self._at
+        return self._lines
 
     def fault(self, reason: str, at: int | None = None) -> DataError:
         """An error about the current place."""
-        line = self._lines + self._text.count("\n", 0, self._at if at is None else at)
+        line = self.line() + (0 if at is None else self._text.count("\n", self._at, at))
         return DataError(f"{self._path}, line {line}: no JSON: {reason}; copy or download the file again")
 
     def peek(self) -> str:
@@ -201,6 +203,6 @@ class _Scanner:
         if not chunk:
             self._ended = True
             return False
-        self._lines += self._text.count("\n", 0, self._at)
-        self._text, self._at = self._text[self._at :] + chunk, 0
+        self.line()
+        self._text, self._at, self._counted = self._text[self._at :] + chunk, 0, 0
         return True
