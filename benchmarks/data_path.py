@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/data_path.py --json benchmarks/results/data_path.json
 
 A sample is one caption of a pair: two 256 px PNGs to [2, 3, 384, 384], the conversation to ids and labels, by a
-tokenizer of 151,646 entries. "Ours" is `PairDataset` and `BranchCollator`: five captions of a pair are one item. "Plain"
-does what the published code does: an item a caption, both files read for each, a copy of the tokenizer for each, the
-conversation tokenised message by message. Both give the same ids, labels and pixels; the run stops if they do not.
-Every caption of the first epoch is new to our cache; the second epoch finds all of them.
+tokenizer of 151,646 entries. "Ours" is `PairDataset` and `BranchCollator`: five captions of a pair are one item.
+"Plain" does what the published code does: an item a caption, both files read for each, a copy of the tokenizer for
+each, the conversation tokenised message by message. Both give the same ids, labels and pixels; the run stops if they do
+not. Every caption of the first epoch is new to our cache; the second epoch finds all of them.
 
 Figures are by the CPU time of the processes, so that other work on the machine does not count, and are medians over
 rounds in which the two take turns. With workers, wall time is given too; it does depend on that work.
@@ -46,11 +46,12 @@ from llava.train.tokenizer import train_tokenizer
 
 SIZE, TOKENS = 384, 729
 VOCABULARY = 151_646
-WORDS = (
+_TEXT = (
     "a an the some many several two three large small new old green bare houses house villas buildings road roads "
     "trees forest grass field lake pool parking lot scene is are was were built removed replaced appears along on in "
     "of to at top bottom left right corner middle side both sides next near by with and same as before nothing"
-).split()
+)
+WORDS = _TEXT.split()
 
 
 def captions(count: int, seed: int) -> list[str]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from llava.captioner import Answer, ChangeCaptioner, ChangeChat
     from llava.model.change_vlm import ChangeVLMForConditionalGeneration
     from llava.model.configuration import ChangeVLMConfig
+    from llava.model.delta_vlm.configuration import DeltaVLMConfig
+    from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+    from llava.model.delta_vlm.processing import DeltaVLMProcessor
     from llava.model.image_processing import ChangeImageProcessor
     from llava.model.processing import ChangeVLMProcessor
 
@@ -26,6 +29,9 @@ _HOMES = {
     "ChangeVLMConfig": "llava.model.configuration",
     "ChangeVLMForConditionalGeneration": "llava.model.change_vlm",
     "ChangeVLMProcessor": "llava.model.processing",
+    "DeltaVLMConfig": "llava.model.delta_vlm.configuration",
+    "DeltaVLMForConditionalGeneration": "llava.model.delta_vlm.modeling",
+    "DeltaVLMProcessor": "llava.model.delta_vlm.processing",
 }
 
 __all__ = [
@@ -36,6 +42,9 @@ __all__ = [
     "ChangeVLMConfig",
     "ChangeVLMForConditionalGeneration",
     "ChangeVLMProcessor",
+    "DeltaVLMConfig",
+    "DeltaVLMForConditionalGeneration",
+    "DeltaVLMProcessor",
     "__version__",
 ]
 

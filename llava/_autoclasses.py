@@ -29,7 +29,7 @@ def _register_on_first_call(module: Any, class_name: str) -> None:
     @functools.wraps(original.__func__)
     def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
         auto.from_pretrained = original
-        for part in ("change_vlm", "processing"):
+        for part in ("change_vlm", "processing", "delta_vlm.modeling", "delta_vlm.processing"):
             importlib.import_module(f"llava.model.{part}")
         return original.__get__(None, cls)(*args, **kwargs)
 

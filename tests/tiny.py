@@ -33,6 +33,7 @@ VISION: dict[str, dict[str, Any]] = {
     "dinov3": {"model_type": "dinov3_vit", "num_register_tokens": 2, "pos_embed_rescale": None},
     "eva": {"model_type": "instructblip_vision_model"},
 }
+DIFFERENCE = {"kind": "difference", "depth": 2, "head_dim": 8, "mlp_dim": 40}
 TEXT: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 12},
@@ -76,7 +77,7 @@ def tiny_tokenizer(text: str = "qwen2") -> PreTrainedTokenizerBase:
 
 
 def tiny_config(
-    fusion: bool = True, text: str = "qwen2", vision: str = "siglip", **overrides: Any
+    fusion: bool | dict[str, Any] = True, text: str = "qwen2", vision: str = "siglip", **overrides: Any
 ) -> ChangeVLMConfig:
     """Four tower layers, of which three are used (two levels, or one without fusion); two text layers."""
     tokenizer = tiny_tokenizer(text)
@@ -104,14 +105,18 @@ def tiny_config(
             **TEXT[text],
         },
         "vision_layers": [1, 3] if fusion else -2,
-        "fusion": {"kind": "difference", "depth": 2, "head_dim": 8, "mlp_dim": 40} if fusion else None,
+        "fusion": fusion if isinstance(fusion, dict) else dict(DIFFERENCE) if fusion else None,
         "image_token_id": len(tokenizer),
     }
     return ChangeVLMConfig(**(fields | overrides))
 
 
 def tiny_model(
-    fusion: bool = True, text: str = "qwen2", vision: str = "siglip", seed: int = 0, **overrides: Any
+    fusion: bool | dict[str, Any] = True,
+    text: str = "qwen2",
+    vision: str = "siglip",
+    seed: int = 0,
+    **overrides: Any,
 ) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
     """A model in float32 and eval mode, and its processor; the same seed gives the same weights.
 

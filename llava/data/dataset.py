@@ -165,7 +165,7 @@ class BranchEncoder:
         told = self.processor.prompt(messages, add_generation_prompt=False)
         left, found, right = told[len(asked) :].partition(_PROBES[0])
         special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        text = asked[max(0, *(asked.rfind(token) for token in special)) :]
+        text = asked[max([0, *(asked.rfind(token) for token in special)]) :]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         learned = len(whole.answer)
         while whole.answer_labels[learned - 1] == IGNORE:
@@ -289,7 +289,8 @@ class PairDataset(Dataset[Sample]):
         return len(self._spans)
 
     def __getitem__(self, place: "int | Place") -> Sample:
-        place = place if isinstance(place, Place) else Place(place)
+        if not isinstance(place, Place):
+            place = Place(range(len(self))[place])
         if place.index == FILLER:
             return self._blank("")
         first, last, start, stop = self._spans[place.index]

@@ -9,7 +9,7 @@ from pathlib import Path
 from llava.errors import CheckpointError
 from llava.hub.catalogue import home
 from llava.hub.disk import need_space
-from llava.hub.inspection import inspect_checkpoint
+from llava.hub.inspection import READERS, inspect_checkpoint
 
 
 def import_checkpoint(
@@ -54,6 +54,9 @@ def import_checkpoint(
     try:
         for path in files:
             _place(path, part / path.name, link=link)
+        for path in [file for name in READERS for file in sorted((folder / name).glob("*.*"))]:
+            (part / path.parent.name).mkdir(exist_ok=True)
+            _place(path, part / path.parent.name / path.name, link=link)
         if target.exists():
             target.replace(old)
         part.replace(target)

@@ -10,8 +10,11 @@ from typing import Any
 
 from llava.errors import CheckpointError
 
-MODEL_TYPES = ("change_vlm", "llava_qwen_cc", "llava_qwen", "llava_onevision")
-"""`model_type` values of the layouts that load (ours, CCExpert's, LLaVA-NeXT's, transformers')."""
+MODEL_TYPES = ("change_vlm", "delta_vlm", "llava_qwen_cc", "llava_qwen", "llava_onevision")
+"""`model_type` values of the layouts that load (both of ours, CCExpert's, LLaVA-NeXT's, transformers')."""
+
+READERS = ("qformer_tokenizer",)
+"""Folders inside a model's own, with what a second tokenizer needs."""
 
 ARCHITECTURES = ("LlavaQwenCCForCausalLM", "LlavaQwenForCausalLM")
 """LLaVA-NeXT configs with a general `model_type` ("llava", "qwen2") are known by this instead."""

@@ -33,7 +33,7 @@ from llava.model.anyres import arrange_anyres
 from llava.model.branches import additive, branch_positions
 from llava.model.branches import attention_mask as mask_for
 from llava.model.configuration import ChangeVLMConfig
-from llava.model.fusion import DifferenceFusion, build_fusion
+from llava.model.fusion import SELF_STARTING, DifferenceFusion, build_fusion
 from llava.model.fusion.difference import DifferenceBlock, JoinedLinear, sine_position_code
 from llava.model.loss import LanguageHead, head_loss
 from llava.model.projector import Projector
@@ -89,7 +89,9 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Called for our own modules; tower and language model initialise themselves by their own rules.
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, JoinedLinear)):
+        if isinstance(module, SELF_STARTING):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, JoinedLinear)):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -110,7 +110,7 @@ class ChangeVLMConfig(PreTrainedConfig):
             to the last one listed; without fusion that one alone is used.
         fusion: None (the baseline), or a `kind` of `llava.model.fusion.FUSIONS` with its settings:
             `{"kind": "difference", "depth", "head_dim", "mlp_dim", "map_head"}`, `{"kind": "csrm", "dropout", "init"}`,
-            `{"kind": "csrm_paper"}`, `{"kind": "concat", "temporal_embedding"}`; the last three use the last level only.
+            `{"kind": "csrm_paper"}`, `{"kind": "concat", "temporal_embedding"}`; these three read the last level only.
         projector: "mlp2x_gelu" (any depth: "mlp3x_gelu", ...) or "linear".
         image_token_id: the placeholder's id; each image takes `image_seq_length` of them.
         image_newline: whether the model has LLaVA-OneVision's row separator, needed for `anyres` single images.

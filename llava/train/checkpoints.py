@@ -27,12 +27,16 @@ def write_json(path: Path, value: Any) -> None:
     sync(path.parent)
 
 
-def mark_whole(folder: Path, step: int, processes: int) -> None:
-    """Make a checkpoint count; call it when all processes have written."""
+def mark_whole(folder: Path, step: int, processes: int, sharding: str = "plain") -> None:
+    """Make a checkpoint count; call it when all processes have written.
+
+    Args:
+        sharding: how the run's state is spread, see `llava.train.sharded.kind`.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             sync(path)
-    write_json(folder / WHOLE, {"step": step, "processes": processes})
+    write_json(folder / WHOLE, {"step": step, "processes": processes, "sharding": sharding})
 
 
 def is_whole(folder: Path) -> bool:
@@ -67,16 +71,17 @@ def rotate(out: Path, keep: Iterable[int]) -> None:
             shutil.rmtree(path)
 
 
-def choose(out: Path, wanted: str, processes: int) -> Path | None:
+def choose(out: Path, wanted: str, processes: int, sharding: str = "plain") -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
     Args:
         out: the run's folder.
         wanted: "auto", "never", or a checkpoint's folder.
-        processes: of this run.
+        processes, sharding: of this run.
 
     Raises:
-        ConfigError: the named folder is no whole checkpoint, or was written by another number of processes.
+        ConfigError: the named folder is no whole checkpoint, or was written by another number of processes, or with
+            the optimizer's state spread in another way.
     """
     if wanted == "never":
         return None
@@ -91,11 +96,16 @@ def choose(out: Path, wanted: str, processes: int) -> Path | None:
                 f"{', '.join(map(str, checkpoints(out).values())) or 'none'}"
             )
     if chosen is not None:
-        held = json.loads((chosen / WHOLE).read_text(encoding="utf-8"))["processes"]
-        if held != processes:
+        held = json.loads((chosen / WHOLE).read_text(encoding="utf-8"))
+        if (wrote := held["processes"]) != processes:
             raise ConfigError(
-                f"{chosen} was written by {held} processes, this run has {processes}: the order of the samples "
-                f"would be another. Start {held} processes, or name the folder as `model` of a new run"
+                f"{chosen} was written by {wrote} processes, this run has {processes}: the order of the samples "
+                f"would be another. Start {wrote} processes, or name the folder as `model` of a new run"
+            )
+        if held["sharding"] != sharding:
+            raise ConfigError(
+                f"{chosen} was written by a run of kind {held['sharding']!r}, this one is {sharding!r}: it could not "
+                "read the optimizer's state. Set `deepspeed` as it was, or name the folder as `model` of a new run"
             )
     return chosen
 

@@ -279,7 +279,7 @@ def difference_bytes(
 def difference_held(
     precision: Precision, learns: bool, dim: int, levels: int, settings: Mapping[str, Any]
 ) -> float:
-    """The first of `difference_bytes` with checkpointing: of a block its input, and what the extractor outside it keeps.
+    """The first of `difference_bytes` with checkpointing: of a block its input, and what the extractor keeps.
 
     In D: both dates and their gates 4 and the change 1; if it learns, the gated dates 2, under autocast with copies 6.
     """
@@ -397,8 +397,7 @@ class _Step:
             length = positions if masked or eager else 0
             layers = self._layers("llm", self.llm, tokens, keys=keys, length=length, eager=eager)
             norm = tokens * hidden * ((4 if self.llm.rms else s) + (s if "llm" in self.learn else 0))
-            mask = pairs * positions**2 if branches else 0
-            found["llm"] = Activations(layers.held + norm + mask, layers.layer, layers.working)
+            found["llm"] = Activations(layers.held + norm, layers.layer, layers.working)
             found["head"] = self._head(rows)
         return found
 

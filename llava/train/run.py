@@ -30,6 +30,7 @@ from llava.train.guard import Interrupted, Signals
 from llava.train.meter import Meter
 from llava.train.parts import set_learning
 from llava.train.report import Console, LogFile, SampleWriter
+from llava.train.sharded import join, kind, require_fit
 from llava.train.start import load_start
 from llava.train.trainer import ChangeTrainer
 
@@ -92,14 +93,11 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         _require_deepspeed(run.deepspeed)
     try:
         arguments = TrainingArguments(**settings, **run.training_arguments)
-        device = arguments.device  # sets up the processes' group
+        arguments.device  # noqa: B018 (sets up the processes' group)
     except ValueError as error:
         raise ConfigError(f"the Trainer refuses these settings: {error}") from error
     if run.deepspeed is not None and arguments.world_size > 1:
-        import deepspeed
-
-        # on CPUs nobody tells DeepSpeed of the group, and ZeRO-3 would shard over one process
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        join(arguments)
     return arguments
 
 
@@ -139,6 +137,7 @@ def _require_deepspeed(path: Path) -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError('deepspeed is not installed: pip install "llava[train]"') from error
+    require_fit(fields, path)
 
 
 def weights_dtype(run: TrainConfig) -> torch.dtype:
@@ -262,7 +261,7 @@ def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
     arguments = training_arguments(run)  # before the model: ZeRO-3 shards it as it is loaded
     out = run.output_dir
     processes = arguments.world_size
-    checkpoint = distributed.on_main(lambda: _open(run, processes), "the run's folder")
+    checkpoint = distributed.on_main(lambda: _open(run, processes, kind(arguments)), "the run's folder")
     with Signals() as signals:
         trainer, model, _ = prepare(run, arguments, signals)
         if checkpoint is not None:
@@ -305,7 +304,7 @@ def require_scores(run: TrainConfig) -> None:
     score({"a": "no change"}, {"a": ["no change"]}, meteor=False, baselines=False, resamples=0)
 
 
-def _open(run: TrainConfig, processes: int) -> Path | None:
+def _open(run: TrainConfig, processes: int, sharding: str) -> Path | None:
     """Make the run's folder, or find out where to go on; on one process."""
     out = run.output_dir
     before = out / CONFIG
@@ -324,7 +323,7 @@ def _open(run: TrainConfig, processes: int) -> Path | None:
     if run.resume_from_checkpoint == "never":
         _clear(out)
     clear_broken(out)
-    checkpoint = choose(out, run.resume_from_checkpoint, processes)
+    checkpoint = choose(out, run.resume_from_checkpoint, processes, sharding)
     (out / FINISHED).unlink(missing_ok=True)
     write_whole(before, run.to_yaml().encode())
     return checkpoint

@@ -1,12 +1,64 @@
-"""Weights that ZeRO-3 keeps in shards, whole for a while: to generate with, at the price of a copy on each device."""
+"""State that DeepSpeed spreads over the processes: what a run must say for it, and weights whole for a while."""
 
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 
+from llava.errors import ConfigError, MissingDependencyError
 from llava.model.checkpoint import unsharded
+
+
+def require_fit(fields: dict[str, Any], path: Path) -> None:
+    """Refuse settings of DeepSpeed under which a run would not be what its own fields say.
+
+    Raises:
+        ConfigError: an optimizer or schedule of its own, or ZeRO-3 that ends without a model.
+        MissingDependencyError: DeepSpeed's optimizer for CPUs, and nothing to compile it with.
+    """
+    if own := sorted({"optimizer", "scheduler"} & fields.keys()):
+        raise ConfigError(
+            f"deepspeed={path} holds {' and '.join(own)}: leave them out. Rates, schedule and weight decay by part "
+            "are fields of the run"
+        )
+    zero = fields.get("zero_optimization") or {}
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    if zero.get("stage") == 3 and not zero.get(gather):
+        raise ConfigError(f"deepspeed={path}: ZeRO-3 saves no model without zero_optimization.{gather}: true")
+    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    if offloaded and fields.get("zero_force_ds_cpu_optimizer", True):
+        missing = [name for name in ("ninja", "c++") if shutil.which(name) is None]
+        if missing:
+            raise MissingDependencyError(
+                f"deepspeed={path}: offload_optimizer compiles DeepSpeed's optimizer on first use, and there is no "
+                f"{' and no '.join(missing)} here. Install it, or use torch's: zero_force_ds_cpu_optimizer: false"
+            )
+
+
+def join(arguments: TrainingArguments) -> None:
+    """Tell DeepSpeed of the processes' group: on CPUs nobody does, and ZeRO-3 would shard over one process."""
+    import deepspeed
+
+    if arguments.device.type == "cpu":
+        # gloo will do: DeepSpeed's own operation is compiled first, and waits for ever for a rank that has died
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # it calls collectives by names that torch has replaced
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    backend = "nccl" if arguments.device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def kind(arguments: TrainingArguments) -> str:
+    """How a run's state is spread: "plain", "zero0" to "zero3" or "fsdp". No kind reads another's checkpoints."""
+    told: Any = getattr(arguments, "hf_deepspeed_config", None)
+    if told is not None:
+        return f"zero{told.get_value('zero_optimization.stage', 0)}"
+    return "fsdp" if arguments.fsdp else "plain"
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -25,7 +77,9 @@ def whole_weights(model: Any) -> Iterator[None]:
         return
     import deepspeed
 
-    offload = getattr(getattr(model, "optimizer", None), "parameter_offload", None)  # none before the first step
+    offload = getattr(
+        getattr(model, "optimizer", None), "parameter_offload", None
+    )  # none before the first step
     with deepspeed.zero.GatheredParameters(list(model.parameters())), unsharded():
         # ZeRO-3's hooks would take a layer's weights away again behind its first forward pass
         if offload is not None:

@@ -30,7 +30,7 @@ from llava.train.ema import Ema
 from llava.train.guard import Signals, anywhere, require_finite, require_room
 from llava.train.meter import Meter
 from llava.train.parts import parameter_groups, size
-from llava.train.sharded import whole_weights
+from llava.train.sharded import kind, whole_weights
 
 _AUXILIARY = "auxiliary.pt"
 SKIPPED = "skipped.jsonl"
@@ -246,7 +246,7 @@ class ChangeTrainer(Trainer):
                 self.ema.save(folder)
         _barrier()
         if self.args.should_save:
-            mark_whole(folder, self.state.global_step, self.args.world_size)
+            mark_whole(folder, self.state.global_step, self.args.world_size, kind(self.args))
             best = self.state.best_global_step if self.args.load_best_model_at_end else None
             rotate(out, {self.state.global_step, *([best] if best else [])})
         _barrier()
@@ -268,7 +268,9 @@ class ChangeTrainer(Trainer):
         # DeepSpeed's copies of the weights share nothing, and a tied head would be written twice
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         if state_dict is not None:
-            state_dict = {name: value for name, value in state_dict.items() if tied.get(name) not in state_dict}
+            state_dict = {
+                name: value for name, value in state_dict.items() if tied.get(name) not in state_dict
+            }
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; train.yaml says the same in words

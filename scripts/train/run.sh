@@ -27,65 +27,20 @@ exit status: 0 all done, 143 / 130 saved and left after SIGTERM / Ctrl-C, else t
 USAGE
 }
 
-if (($# == 0)) || [[ $1 == -h || $1 == --help ]]; then
-  usage
-  (($#)) && exit 0
-  exit 2
-fi
 fail() {
   echo "run.sh: $*" >&2
   exit 2
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 from_here() { # a path as it is seen from the project's folder
   if [[ $1 == /* || $(pwd -P) == "$root" ]]; then echo "$1"; else echo "$(pwd -P)/$1"; fi
 }
-config=$(from_here "$1")
-shift
-[[ -f $config ]] || fail "there is no config $config"
-if [[ -n ${DATA_ROOT:-} ]]; then export DATA_ROOT && DATA_ROOT=$(from_here "$DATA_ROOT"); fi
-if [[ -n ${OUT:-} ]]; then export OUT && OUT=$(from_here "$OUT"); fi
-cd "$root" # configs name scripts/... from here
 
-dry=no
-for word in "$@"; do
-  case $word in
-    --dry-run) dry=yes ;;
-    --stage | --stage=*) fail "say STAGES=\"...\" in place of --stage" ;;
-  esac
-done
-
-python=$root/.venv/bin/python
-[[ -x $python ]] || python=python # installed elsewhere, such as in an active environment
-nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-nnodes=${NNODES:-1}
-
-launch=("$python")
-if [[ $dry == no ]]; then
-  launch+=(-m torch.distributed.run --nproc_per_node "$nproc")
-  if ((nnodes == 1)); then
-    launch+=(--standalone)
-  elif [[ -n ${RDZV_ENDPOINT:-} ]]; then
-    launch+=(--nnodes "$nnodes" --rdzv_backend c10d --rdzv_endpoint "$RDZV_ENDPOINT" --rdzv_id "${RDZV_ID:-llava}")
-  else
-    [[ -n ${MASTER_ADDR:-} && -n ${NODE_RANK:-} ]] || fail "NNODES=$nnodes needs RDZV_ENDPOINT, or MASTER_ADDR and NODE_RANK"
-    launch+=(--nnodes "$nnodes" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
-  fi
-fi
-launch+=(-m llava.train --config "$config")
-[[ $dry == yes ]] && launch+=(--processes "$((nproc * nnodes))")
-# how long torchrun lets a process save after SIGTERM before it kills it (its default is 30 seconds)
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}
-
-child="" left=0
+# shellcheck disable=SC2329 # the traps call it
 leave() { # signal, status
   left=$2
   [[ -z $child ]] || kill -s "$1" "$child" 2>/dev/null || true
 }
-trap 'leave TERM 143' TERM
-trap 'leave INT 130' INT
-trap 'leave TERM 129' HUP
 
 stage() {
   local status=0
@@ -103,11 +58,66 @@ stage() {
   ((status == 0)) || exit "$status"
 }
 
-stages=${STAGES:-$("$python" -m llava.train --config "$config" --list-stages)}
-if [[ -z $stages ]]; then
-  stage "$@"
-fi
-for name in $stages; do
-  echo "run.sh: stage $name of $config, $nproc processes on each of $nnodes machines" >&2
-  stage --stage "$name" "$@"
-done
+main() { # read whole before it begins: the file may change while a training runs
+  if (($# == 0)) || [[ $1 == -h || $1 == --help ]]; then
+    usage
+    (($#)) && exit 0
+    exit 2
+  fi
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+  config=$(from_here "$1")
+  shift
+  [[ -f $config ]] || fail "there is no config $config"
+  if [[ -n ${DATA_ROOT:-} ]]; then export DATA_ROOT && DATA_ROOT=$(from_here "$DATA_ROOT"); fi
+  if [[ -n ${OUT:-} ]]; then export OUT && OUT=$(from_here "$OUT"); fi
+  cd "$root" # configs name scripts/... from here
+
+  dry=no
+  for word in "$@"; do
+    case $word in
+      --dry-run) dry=yes ;;
+      --stage | --stage=*) fail "say STAGES=\"...\" in place of --stage" ;;
+    esac
+  done
+
+  python=$root/.venv/bin/python
+  [[ -x $python ]] || python=python # installed elsewhere, such as in an active environment
+  nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+  nnodes=${NNODES:-1}
+
+  launch=("$python")
+  if [[ $dry == no ]]; then
+    launch+=(-m torch.distributed.run --nproc_per_node "$nproc")
+    if ((nnodes == 1)); then
+      launch+=(--standalone)
+    elif [[ -n ${RDZV_ENDPOINT:-} ]]; then
+      launch+=(--nnodes "$nnodes" --rdzv_backend c10d --rdzv_endpoint "$RDZV_ENDPOINT" --rdzv_id "${RDZV_ID:-llava}")
+    else
+      [[ -n ${MASTER_ADDR:-} && -n ${NODE_RANK:-} ]] || fail "NNODES=$nnodes needs RDZV_ENDPOINT, or MASTER_ADDR and NODE_RANK"
+      launch+=(--nnodes "$nnodes" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
+    fi
+  fi
+  launch+=(-m llava.train --config "$config")
+  [[ $dry == yes ]] && launch+=(--processes "$((nproc * nnodes))")
+  # how long torchrun lets a process save after SIGTERM before it kills it (its default is 30 seconds)
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}
+  # DeepSpeed calls torch by names that torch warns of, under ZeRO-3 in every layer of every step
+  export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning:torch.distributed.c10d_logger}
+
+  child="" left=0
+  trap 'leave TERM 143' TERM
+  trap 'leave INT 130' INT
+  trap 'leave TERM 129' HUP
+
+  stages=${STAGES:-$("$python" -m llava.train --config "$config" --list-stages)}
+  if [[ -z $stages ]]; then
+    stage "$@"
+  fi
+  for name in $stages; do
+    echo "run.sh: stage $name of $config, $nproc processes on each of $nnodes machines" >&2
+    stage --stage "$name" "$@"
+  done
+}
+
+main "$@"
+exit

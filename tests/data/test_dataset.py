@@ -174,6 +174,8 @@ def test_a_sample_is_the_whole_conversations(
         assert labels == whole["labels"][-len(labels) :]
     assert words(sample, processor) == list(records[1].change_caption)
     assert set(sample.prompt_labels) == {IGNORE}
+    data = PairDataset(records, tmp_path, processor)
+    assert [one.uid for one in data] == ["r0", "r1", "r2"] and data[-1].uid == "r2"
 
 
 def test_pixels_are_the_processors_with_and_without_cache(

@@ -132,7 +132,7 @@ def test_special_tokens_come_from_the_language_model():
 @pytest.mark.parametrize(
     ("fusion", "message"),
     [
-        ({"kind": "magic"}, "unknown fusion 'magic'; known: difference"),
+        ({"kind": "magic"}, "unknown fusion 'magic'; known: concat, csrm, csrm_paper, difference"),
         ({"head_dim": 5}, "head_dim=5"),
         ({"head_dim": 8, "depth": 0}, "depth=0"),
         ({"head_dim": 8, "colour": "red"}, "colour"),

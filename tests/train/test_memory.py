@@ -173,7 +173,7 @@ ZERO = {"overlap_comm": False, "reduce_bucket_size": 4096, "stage3_max_live_para
 @pytest.mark.parametrize(
     ("zero", "device", "host"),
     [
-        ({"stage": 1}, {"weights": 2, "gradients": 1 + 2, "optimizer": 3}, {}),
+        ({"stage": 1}, {"weights": 2, "gradients": 2 + 4, "optimizer": 3}, {}),  # whole gradients
         ({"stage": 2}, {"weights": 2, "gradients": 1, "optimizer": 3}, {}),
         ({"stage": 3}, {"weights": 0.5, "gradients": 1, "optimizer": 3}, {}),
         (
@@ -195,8 +195,6 @@ def test_zero_shares_out(zero: dict[str, Any], device: dict[str, float], host: d
     total = sum(p.numel() for p in on_meta(config).parameters())
     fields = {"zero_optimization": ZERO | zero, "data_types": {"grad_accum_dtype": "fp32"}}
     found = estimated(config, EVERYTHING, dtype=HALF, processes=4, deepspeed=fields)
-    if zero["stage"] == 1:
-        device = device | {"gradients": 2 + 4}  # whole ones
     assert {name: found.device[name] / total for name in device} == device
     assert {name: found.host[name] / total for name in host} == host
     assert "optimizer" in {**found.device, **host}
@@ -289,12 +287,18 @@ PRECISIONS = {"float32": (FLOAT, False), "bfloat16": (HALF, False), "autocast": 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["held", "checkpointed"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("learn", [EVERYTHING, ("fusion", "projector"), ("projector", "llm")], ids="+".join)
-@pytest.mark.parametrize("make", [tiny_config, middle_config], ids=["tiny", "middle"])
+@pytest.mark.parametrize(
+    ("make", "learn"),
+    [
+        (middle_config, EVERYTHING),
+        (middle_config, ("fusion", "projector")),
+        (tiny_config, ("projector", "llm")),
+    ],
+    ids=["middle-all", "middle-fusion", "tiny-llm"],
+)
 def test_activations(
     make: Callable[[], ChangeVLMConfig], learn: tuple[str, ...], precision: str, checkpointing: bool
 ) -> None:
-    """Within 15 %, where 25 are asked for; most are within 5."""
     dtype, autocast = PRECISIONS[precision]
     check_activations(make(), learn, dtype, autocast, checkpointing)
 
@@ -422,11 +426,10 @@ class Live(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["held", "checkpointed"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("learn", [EVERYTHING, ("fusion", "projector")], ids="+".join)
-def test_the_most_that_a_step_holds(learn: tuple[str, ...], precision: str, checkpointing: bool) -> None:
+def test_the_most_that_a_step_holds(precision: str, checkpointing: bool) -> None:
     """All tensors of a step after the first: within 10 %, and what moves within 15."""
     dtype, autocast = PRECISIONS[precision]
-    config = middle_config()
+    config, learn = middle_config(), EVERYTHING
     model, batch = model_of(config, learn, dtype, checkpointing), batch_of(config, dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)

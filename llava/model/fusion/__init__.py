@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from llava.errors import ConfigError
-from llava.model.fusion.csrm import CSRM, ConcatFusion, PaperCSRM
+from llava.model.fusion.csrm import CSRM, ConcatFusion, DateVectors, PaperCSRM, StartedLinear
 from llava.model.fusion.difference import DifferenceFusion, FusedPair
 from llava.registry import pick
 
@@ -18,8 +18,8 @@ FUSIONS: dict[str, Callable[..., nn.Module]] = {
 }
 """Each takes (dim, grid, **settings) and maps before, after [B, L, N, D] to a `FusedPair`."""
 
-SELF_STARTING = (CSRM, PaperCSRM, ConcatFusion)
-"""Fusions with start values of their own, set by `initialise`."""
+SELF_STARTING = (StartedLinear, DateVectors)
+"""Layers with start values of their own, which `reset_parameters` sets; a model leaves them to it."""
 
 TOKENWISE = frozenset({"csrm", "csrm_paper", "concat"})
 """Kinds that read each token by itself, a class token too; the others need exactly the patches of a grid."""

@@ -5,7 +5,6 @@ Shapes: B pairs, L tower levels (the last one is used), N tokens of one image, D
 t either of them, F_d = F_B - F_A the change.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -16,12 +15,26 @@ from llava.errors import ConfigError
 from llava.model.fusion.difference import FusedPair
 
 
-def _restart(linear: nn.Linear) -> None:
-    """PyTorch's own start of a linear layer: all values uniform in +-1/sqrt(inputs)."""
-    bound = 1 / math.sqrt(linear.in_features)
-    initialization.uniform_(linear.weight, -bound, bound)
-    if linear.bias is not None:
-        initialization.uniform_(linear.bias, -bound, bound)
+class StartedLinear(nn.Linear):
+    """A linear layer that starts as PyTorch has it, uniform in +-1/sqrt(inputs), whatever a model's other layers do."""
+
+
+class IdentityLinear(StartedLinear):
+    """One that starts by handing on the first of its inputs, as many as it has outputs."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        weight = self.weight
+        initialization.copy_(weight, torch.eye(*weight.shape, dtype=weight.dtype, device=weight.device))
+        initialization.zeros_(self.bias)
+
+
+class DateVectors(nn.Embedding):
+    """A vector for the before image and one for the after image."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        initialization.normal_(self.weight, std=0.02)
 
 
 class CSRM(nn.Module):
@@ -55,32 +68,20 @@ class CSRM(nn.Module):
             raise ConfigError(f"fusion.dropout={dropout} must be at least 0 and below 1")
         if init not in ("identity", "default"):
             raise ConfigError(f"unknown fusion.init {init!r}; known: identity, default")
-        self.init = init
-        self.context_diff = nn.Linear(dim, dim, bias=False)  # W_c1
-        self.context_feat = nn.Linear(dim, dim)  # W_c2, b_c
-        self.gate_diff = nn.Linear(dim, dim, bias=False)  # W_g1
-        self.gate_feat = nn.Linear(dim, dim)  # W_g2, b_g
-        self.out = nn.Linear(3 * dim, dim)  # W_o, b_o
+        self.context_diff = StartedLinear(dim, dim, bias=False)  # W_c1
+        self.context_feat = StartedLinear(dim, dim)  # W_c2, b_c
+        self.gate_diff = StartedLinear(dim, dim, bias=False)  # W_g1
+        self.gate_feat = StartedLinear(dim, dim)  # W_g2, b_g
+        self.out = (IdentityLinear if init == "identity" else StartedLinear)(3 * dim, dim)  # W_o, b_o
         self.dropout = nn.Dropout(dropout)
-        self.initialise()
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Start values; a transformers model calls it for what its checkpoint does not hold."""
-        for linear in (self.context_diff, self.context_feat, self.gate_diff, self.gate_feat, self.out):
-            _restart(linear)
-        if self.init == "identity":
-            dim = self.out.out_features
-            identity = torch.eye(dim, 3 * dim, dtype=self.out.weight.dtype, device=self.out.weight.device)
-            initialization.copy_(self.out.weight, identity)
-            initialization.zeros_(self.out.bias)
 
     def forward(self, before: Tensor, after: Tensor) -> FusedPair:
         """before, after [B, L, N, D] to E_A, E_B and F_d, each [B, N, D]."""
         before, after = before[:, -1], after[:, -1]  # [B, N, D]
         change = after - before
         context, gate = self.context_diff(change), self.gate_diff(change)  # of both dates
-        return FusedPair(*(self._fuse(x, change, context, gate) for x in (before, after)), change)
+        before, after = (self._fuse(x, change, context, gate) for x in (before, after))
+        return FusedPair(before, after, change)
 
     def _fuse(self, features: Tensor, change: Tensor, context: Tensor, gate: Tensor) -> Tensor:
         """F_t with F_d, W_c1 F_d and W_g1 F_d to E_t; all [B, N, D]."""
@@ -101,15 +102,10 @@ class PaperCSRM(nn.Module):
 
     def __init__(self, dim: int, grid: int | None = None) -> None:
         super().__init__()
-        self.context_before = nn.Linear(2 * dim, dim)
-        self.context_after = nn.Linear(2 * dim, dim)
-        self.gate_before = nn.Linear(2 * dim, dim)
-        self.gate_after = nn.Linear(2 * dim, dim)
-
-    def initialise(self) -> None:
-        """As `CSRM.initialise`; PyTorch's start of linear layers."""
-        for linear in (self.context_before, self.context_after, self.gate_before, self.gate_after):
-            _restart(linear)
+        self.context_before = StartedLinear(2 * dim, dim)
+        self.context_after = StartedLinear(2 * dim, dim)
+        self.gate_before = StartedLinear(2 * dim, dim)
+        self.gate_after = StartedLinear(2 * dim, dim)
 
     def forward(self, before: Tensor, after: Tensor) -> FusedPair:
         """before, after [B, L, N, D] to E_A, E_B and F_d, each [B, N, D]."""
@@ -138,19 +134,12 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, dim: int, grid: int | None = None, temporal_embedding: bool = False) -> None:
         super().__init__()
-        self.temporal = nn.Parameter(torch.empty(2, dim)) if temporal_embedding else None
-        self.initialise()
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """As `CSRM.initialise`."""
-        if self.temporal is not None:
-            initialization.normal_(self.temporal, std=0.02)
+        self.temporal = DateVectors(2, dim) if temporal_embedding else None
 
     def forward(self, before: Tensor, after: Tensor) -> FusedPair:
         """before, after [B, L, N, D] to both as they are and F_d, each [B, N, D]."""
         before, after = before[:, -1], after[:, -1]  # [B, N, D]
         change = after - before
         if self.temporal is not None:
-            before, after = before + self.temporal[0], after + self.temporal[1]
+            before, after = before + self.temporal.weight[0], after + self.temporal.weight[1]
         return FusedPair(before, after, change)

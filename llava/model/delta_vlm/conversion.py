@@ -1,0 +1,222 @@
+"""A released file to a folder of ours, with the base models it was trained on, and back."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from llava.errors import CheckpointError, DownloadError
+from llava.model.checkpoint import check_weights
+from llava.model.delta_vlm.checkpoint import base_of, expected_shapes
+from llava.model.delta_vlm.configuration import DeltaVLMConfig
+from llava.model.delta_vlm.evidence import Evidence, csrm_evidence
+from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+from llava.model.delta_vlm.processing import QFORMER_FOLDER, DeltaVLMProcessor
+from llava.model.delta_vlm.released import from_ours, read_release, to_ours
+
+LANGUAGE = "lmsys/vicuna-7b-v1.5"
+"""The language model of the release."""
+VISION = "Salesforce/instructblip-vicuna-7b"
+"""Where the frozen part of the release's encoder is, under names of transformers."""
+BERT = "bert-base-uncased"
+PAD = "[PAD]"
+DECODER_MARK = "[DEC]"
+
+FusionChoice = Literal["auto", "csrm", "concat"]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has written."""
+
+    folder: Path
+    config: DeltaVLMConfig
+    evidence: Evidence
+    """On the file's CSRM; `untrained` means that it was left out."""
+
+
+def import_release(
+    file: str | Path,
+    folder: str | Path,
+    *,
+    language: str = LANGUAGE,
+    vision: str = VISION,
+    qformer_tokenizer: str | None = None,
+    fusion: FusionChoice = "auto",
+    trust: bool = False,
+) -> Imported:
+    """Write a released file as a model of ours.
+
+    The folder holds what the file holds, and names the base models, which `from_pretrained` reads the rest from.
+
+    Args:
+        file: checkpoint_best.pth.
+        folder: made; if it is there, it must be empty.
+        language: folder or hub id of the language model.
+        vision: folder or hub id of InstructBLIP, or a file of EVA's, for the frozen part of the encoder.
+        qformer_tokenizer: folder or hub id; by default the one beside `vision`, or BERT's.
+        fusion: "auto" leaves out a CSRM that was never trained, since the weights are then fitted to plain features.
+        trust: see `read_release`.
+
+    Raises:
+        CheckpointError: weights that have no place, are missing, or have other shapes, all named.
+        DownloadError: a base model that cannot be reached.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} is there already and not empty; give another folder")
+    released = read_release(file, trust=trust)
+    evidence = csrm_evidence(released)
+    weights = to_ours(released.weights, str(file))
+    held = any(name.startswith("model.fusion.") for name in weights)
+    kind = fusion if fusion != "auto" else "concat" if evidence.verdict == "untrained" or not held else "csrm"
+    if kind == "concat":
+        weights = {name: value for name, value in weights.items() if not name.startswith("model.fusion.")}
+    tokenizer, reader = _tokenizers(language, vision, qformer_tokenizer)
+    config = _config(weights, str(file), language, vision, tokenizer, kind)
+    wanted = {name: s for name, s in expected_shapes(config).items() if base_of(name, config) is None}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    check_weights(shapes, wanted, tied=False, where=str(file))
+    processor = DeltaVLMProcessor.for_config(config, tokenizer, reader)
+    with _aside(folder) as part:
+        config.architectures = [DeltaVLMForConditionalGeneration.__name__]
+        # for whoever asks for no other: the language model is too large for what the file's own values are in
+        config.dtype = "bfloat16"
+        config.save_pretrained(part)
+        save_file({name: value.contiguous() for name, value in weights.items()}, part / "model.safetensors")
+        marks = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(**marks).save_pretrained(part)
+        processor.save_pretrained(part)
+    return Imported(folder, config, evidence)
+
+
+def export_release(model: DeltaVLMForConditionalGeneration, file: str | Path) -> Path:
+    """Write what a model has learned as a released file.
+
+    Raises:
+        CheckpointError: parts that the released layout has no place for, or a file that is there.
+    """
+    file = Path(file)
+    if file.exists():
+        raise CheckpointError(f"{file} is there already; give another name")
+    config = cast(DeltaVLMConfig, model.config)
+    if config.fusion["kind"] not in ("csrm", "concat"):
+        raise CheckpointError(f"the released layout has no place for fusion {config.fusion['kind']!r}")
+    state = {name: value for name, value in model.state_dict().items() if base_of(name, config) is None}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in from_ours(state, "the model").items()
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    torch.save({"model": weights, "config": config.to_diff_dict(), "epoch": 0}, part)
+    part.replace(file)
+    return file
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder that takes its name only when it is whole."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.is_dir():
+            folder.rmdir()
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _tokenizers(
+    language: str, vision: str, reader: str | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The language model's with the release's padding token, and the Q-Former's with its unused mark."""
+    if reader is None and not Path(vision).is_file():
+        beside = cached_file(
+            vision,
+            "tokenizer_config.json",
+            subfolder=QFORMER_FOLDER,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        reader = str(Path(beside).parent) if beside is not None else None
+    found = []
+    for what, source in (("language model", language), ("Q-Former", reader or BERT)):
+        try:
+            found.append(AutoTokenizer.from_pretrained(source))
+        except (OSError, ValueError) as error:
+            raise DownloadError(f"the {what}'s tokenizer cannot be loaded from {source}: {error}") from error
+    tokenizer, bert = found
+    if PAD not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if DECODER_MARK not in bert.get_vocab():
+        bert.add_special_tokens({"bos_token": DECODER_MARK})
+    return tokenizer, bert
+
+
+def _config(
+    weights: dict[str, Tensor],
+    file: str,
+    language: str,
+    vision: str,
+    tokenizer: PreTrainedTokenizerBase,
+    fusion: str,
+) -> DeltaVLMConfig:
+    """The config of a released file: sizes from its weights, the rest from its base models."""
+    needed = (
+        "model.query_tokens",
+        "model.projector.weight",
+        "model.qformer.embeddings.word_embeddings.weight",
+    )
+    if missing := [name for name in needed if name not in weights]:
+        raise CheckpointError(f"{file} is no released file of DeltaVLM: it lacks {', '.join(missing)}")
+    beside = _base_fields(vision)
+    try:
+        text = AutoConfig.from_pretrained(language)
+    except (OSError, ValueError) as error:
+        raise DownloadError(f"the language model {language} cannot be loaded: {error}") from error
+    hidden, width = weights["model.projector.weight"].shape
+    if text.hidden_size != hidden:
+        raise CheckpointError(
+            f"{file} was trained with a language model of width {hidden}, {language} has {text.hidden_size}"
+        )
+    mark = tokenizer.get_vocab()[PAD]
+    text.vocab_size = max(int(text.vocab_size), mark + 1)
+    blocks = {name.split(".")[4] for name in weights if name.startswith("model.vision_tower.encoder.layers.")}
+    words = len(weights["model.qformer.embeddings.word_embeddings.weight"])
+    return DeltaVLMConfig(
+        vision_config=beside.get("vision_config"),
+        qformer_config=(beside.get("qformer_config") or {}) | {"hidden_size": width, "vocab_size": words},
+        text_config=text,
+        num_query_tokens=weights["model.query_tokens"].shape[1],
+        fusion={"kind": fusion},
+        tune_vision_blocks=len(blocks),
+        prompt_style="reference",
+        base_models={"vision": vision, "language": language},
+        # the release calls bos, eos and unk all </s>
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=mark,
+    )
+
+
+def _base_fields(vision: str) -> dict[str, Any]:
+    """config.json beside the vision encoder's weights; a file of EVA's has none, and only one size."""
+    if Path(vision).is_file():
+        return {}
+    try:
+        found = cached_file(vision, "config.json")
+    except OSError as error:
+        raise DownloadError(f"the vision encoder {vision} cannot be loaded: {error}") from error
+    fields: dict[str, Any] = json.loads(Path(str(found)).read_text())
+    return fields
