@@ -97,7 +97,6 @@ class _Tail:
     """What the template writes around an answer."""
     end: list[int]
     """Ids behind the last one that belongs to the answer."""
-    special: frozenset[int]
 
 
 class BranchEncoder:
@@ -164,27 +163,27 @@ class BranchEncoder:
         messages = pair_conversation(self.question, answer=_PROBES[0])
         told = self.processor.prompt(messages, add_generation_prompt=False)
         left, found, right = told[len(asked) :].partition(_PROBES[0])
-        special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        text = asked[max([0, *(asked.rfind(token) for token in special)]) :]
+        marks = map(str, tokenizer.added_tokens_decoder.values())
+        text = asked[max([0, *map(asked.rfind, marks)]) :]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         learned = len(whole.answer)
         while whole.answer_labels[learned - 1] == IGNORE:
             learned -= 1
         if not (told.startswith(asked) and found and whole.prompt == prompt and prompt[-len(ids) :] == ids):
             return None
-        end = whole.answer[learned:]
-        return _Tail(text, ids, left, right, end, frozenset(special.values()) - set(whole.answer))
+        return _Tail(text, ids, left, right, whole.answer[learned:])
 
     def _appended(self, text: str) -> Branch | None:
         """The same as `conversation`, from the caption's own words; None if they need the whole text around them."""
         tail = self._tail
+        # templates may trim answers, and cut marks such as </think> out of them
         if tail is None or "<" in text or text != text.strip():
             return None
         ids = self.processor.tokenizer(tail.text + tail.left + text + tail.right, add_special_tokens=False)[
             "input_ids"
         ]
         start, stop = len(tail.ids), len(ids) - len(tail.end)
-        if ids[:start] != tail.ids or ids[stop:] != tail.end or not tail.special.isdisjoint(ids[start:]):
+        if ids[:start] != tail.ids or ids[stop:] != tail.end:
             return None
         return Branch(
             self.prompt, self.prompt_labels, ids[start:], [*ids[start:stop], *[IGNORE] * len(tail.end)]
@@ -357,7 +356,6 @@ class PairDataset(Dataset[Sample]):
                 "the chat template does not begin the same for all questions about a pair, so its images cannot be "
                 "shared: set one_pass to false"
             )
-        kept[image] = IGNORE
         times = np.where(image, self.processor.image_seq_length, 1)
         return ids.repeat(times), kept.repeat(times)
 

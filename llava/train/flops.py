@@ -115,8 +115,8 @@ def on_meta(config: ChangeVLMConfig) -> "ChangeVLMForConditionalGeneration":
         return ChangeVLMForConditionalGeneration(config)
 
 
-def require_parts(learn: Iterable[str]) -> frozenset[str]:
-    """`learn` as a set, `head` with `llm`.
+def learning_parts(learn: Iterable[str], fusion: nn.Module | None) -> frozenset[str]:
+    """`learn` as a set: `head` with `llm`, and without `fusion` where that has no weights.
 
     Raises:
         ConfigError: a part that is none.
@@ -124,6 +124,8 @@ def require_parts(learn: Iterable[str]) -> frozenset[str]:
     parts = frozenset(learn)
     if unknown := sorted(parts - set(WAY)):
         raise ConfigError(f"learn: unknown parts {unknown}; known: {', '.join(WAY[:-1])}")
+    if fusion is None or not any(True for _ in fusion.parameters()):
+        parts -= {"fusion"}
     return parts | {"head"} if "llm" in parts else parts - {"head"}
 
 
@@ -255,12 +257,12 @@ class StepFlops:
         adapter: "AdapterConfig | None" = None,
         attention: str = "sdpa",
     ) -> None:
+        model = on_meta(config).model
         self.config, self.checkpointing, self.attention = config, checkpointing, attention
         self.rank = adapter.rank if adapter is not None else 0
         self.adapted = frozenset(adapter.parts) if adapter is not None else frozenset()
-        self.learn = require_parts(learn if adapter is None else adapter.full)
+        self.learn = learning_parts(learn if adapter is None else adapter.full, model.fusion)
         self.passed = needing_gradients(self.learn | self.adapted)
-        model = on_meta(config).model
         self.tower = read_layers(model.vision_tower.encoder, config.vision_config)
         self.llm = read_layers(model.language_model, config.text_config)
         self.tokens = tower_tokens(model.vision_tower, config)

@@ -22,10 +22,10 @@ from llava.model.loss import rows_at_once
 from llava.train.flops import (
     WAY,
     Layers,
+    learning_parts,
     needing_gradients,
     on_meta,
     read_layers,
-    require_parts,
     tower_tokens,
 )
 from llava.train.parts import PARTS, part_of, set_learning, size
@@ -528,8 +528,8 @@ def estimate(
     Raises:
         ConfigError: an unknown part, or a DeepSpeed file that cannot be read.
     """
-    parts = require_parts(learn if adapter is None else adapter.full)
     whole = on_meta(config)
+    parts = learning_parts(learn if adapter is None else adapter.full, whole.model.fusion)
     linear = read_linear(whole, adapter)
     trained_model: nn.Module = whole
     precision = Precision.of(dtype, autocast)

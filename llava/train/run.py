@@ -96,7 +96,7 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         arguments.device  # noqa: B018 (sets up the processes' group)
     except ValueError as error:
         raise ConfigError(f"the Trainer refuses these settings: {error}") from error
-    if run.deepspeed is not None and arguments.world_size > 1:
+    if run.deepspeed is not None:
         join(arguments)
     return arguments
 

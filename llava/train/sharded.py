@@ -1,6 +1,8 @@
 """State that DeepSpeed spreads over the processes: what a run must say for it, and weights whole for a while."""
 
+import os
 import shutil
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,9 +43,16 @@ def require_fit(fields: dict[str, Any], path: Path) -> None:
 
 
 def join(arguments: TrainingArguments) -> None:
-    """Tell DeepSpeed of the processes' group: on CPUs nobody does, and ZeRO-3 would shard over one process."""
+    """Tell DeepSpeed of the processes' group: on CPUs nobody does, and ZeRO-3 would shard over one process.
+
+    Alone and without a launcher this process is made a group of one, for which DeepSpeed would want MPI.
+    """
     import deepspeed
 
+    if arguments.world_size == 1:
+        one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**one, "MASTER_PORT": str(_free_port())}.items():
+            os.environ.setdefault(name, value)
     if arguments.device.type == "cpu":
         # gloo will do: DeepSpeed's own operation is compiled first, and waits for ever for a rank that has died
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -51,6 +60,12 @@ def join(arguments: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     backend = "nccl" if arguments.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def kind(arguments: TrainingArguments) -> str:

@@ -264,6 +264,13 @@ class ChangeTrainer(Trainer):
             12 if self.is_deepspeed_enabled else 8
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, which of ZeRO-3 with an adapter leaves out what rests in a part that is kept whole."""
+        if kind(self.args) == "zero3" and self.model is not plain_model(self.model_wrapped):
+            self._save(output_dir, self.accelerator.get_state_dict(self.model_wrapped))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # DeepSpeed's copies of the weights share nothing, and a tied head would be written twice
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}

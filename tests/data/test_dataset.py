@@ -19,13 +19,14 @@ from transformers import AutoTokenizer
 
 from llava.data import dataset as module
 from llava.data.collate import BranchCollator
-from llava.data.conversation import IGNORE, pair_conversation
+from llava.data.conversation import IGNORE, chat_template, pair_conversation
 from llava.data.dataset import Branch, BranchEncoder, PairDataset, Sample, shared_prompt
 from llava.data.mixture import load_mixture
 from llava.data.record import Record
 from llava.data.sampler import FILLER, EpochSampler, Place
 from llava.errors import ConfigError, DataError
 from llava.model.processing import ChangeVLMProcessor
+from llava.train.tokenizer import train_tokenizer
 from tests.tiny import random_image, tiny_config, tiny_model, tiny_tokenizer
 
 RELEASED = Path(__file__).parents[1] / "golden" / "text" / "tokenizer"
@@ -59,7 +60,16 @@ def words(sample: Sample, processor: ChangeVLMProcessor) -> list[str]:
 
 # --- branches -------------------------------------------------------------------------------------------
 
-KINDS = ["released", "released release", "chatml", "chatml release", "vicuna"]
+KINDS = ["released", "released release", "chatml", "chatml release", "vicuna", "trimmed", "glued"]
+CHATML = chat_template("chatml")
+ANSWER = "{{- words(message['content']) + '<|im_end|>' -}}\n{%- endgeneration -%}"
+TEMPLATES = {
+    "trimmed": CHATML.replace(ANSWER, ANSWER.replace("']) +", "']).split('</think>')[-1] | trim +")),
+    "glued": CHATML.replace("message['role'] + '\\n'", "message['role']")
+    .replace("assistant\\n", "assistant")
+    .replace(ANSWER, ANSWER.replace(" + '<|im_end|>'", "")),
+}
+"""Others' ways: one changes answers, one's header and end melt into an answer's first and last word."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -69,13 +79,28 @@ def encoder(request: pytest.FixtureRequest) -> BranchEncoder:
         "released": lambda: AutoTokenizer.from_pretrained(RELEASED),
         "chatml": tiny_tokenizer,
         "vicuna": lambda: tiny_tokenizer("llama"),
-    }[kind]()
+        "glued": lambda: train_tokenizer(["user assistantthe scene is gone!\n"] * 9, 320),
+    }.get(kind, tiny_tokenizer)()
     made = ChangeVLMProcessor.for_config(tiny_config(), tokenizer)
+    made.chat_template = TEMPLATES.get(kind, made.chat_template)
     return BranchEncoder(made, labels=rule or "answer")  # type: ignore[arg-type]
 
 
 ODD = st.sampled_from(
-    ["\n", " ", "  \n", "<|im_end|>", "<|im_start|>user\n", "</s>", "é", "e\u0301", "一", ".", "12"]
+    [
+        "\n",
+        " ",
+        "  \n",
+        "<|im_end|>",
+        "<|im_start|>user\n",
+        "</s>",
+        "</think>",
+        "é",
+        "e\u0301",
+        "一",
+        ".",
+        "12",
+    ]
 )
 
 
@@ -84,6 +109,9 @@ ODD = st.sampled_from(
 @example("many buildings are built along the road .")
 @example("\n\u0301 starts with a break")
 @example("<image> is no image")
+@example("the scene is the same")
+@example("2 trees are gone!")
+@example("well </think> no change")
 def test_a_caption_alone_is_tokenised_as_within_its_conversation(encoder: BranchEncoder, text: str):
     encoder._captions._held.clear()
     branch = encoder.caption(text)
@@ -92,6 +120,10 @@ def test_a_caption_alone_is_tokenised_as_within_its_conversation(encoder: Branch
     assert branch.prompt + branch.answer == whole["input_ids"]
     assert branch.prompt_labels + branch.answer_labels == whole["labels"]
     assert branch.answer
+
+
+def test_the_other_templates_differ():
+    assert all(text != CHATML for text in TEMPLATES.values())
 
 
 def test_plain_captions_need_no_whole_conversation(encoder: BranchEncoder, monkeypatch: pytest.MonkeyPatch):
@@ -116,10 +148,10 @@ def test_what_is_kept_is_bounded(processor: ChangeVLMProcessor, monkeypatch: pyt
     monkeypatch.setattr(module, "CAPTIONS_KEPT", 4)
     monkeypatch.setattr(module, "PROMPTS_KEPT", 2)
     encoder = BranchEncoder(processor)
-    for i in range(9):
-        encoder.caption(f"house {i % 5}")
+    for i in (0, 1, 2, 3, 0, 4):
+        encoder.caption(f"house {i}")
         encoder.conversation(((f"is house {i} gone?", "yes"),))
-    assert list(encoder._captions._held) == [f"house {i}" for i in (0, 1, 2, 3)]
+    assert list(encoder._captions._held) == [f"house {i}" for i in (2, 3, 0, 4)]
     assert len(encoder._prompts._held) == 2
 
 

@@ -30,9 +30,6 @@ from llava.model.checkpoint import (
 from llava.model.delta_vlm import released
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 
-DISCARDED = "discarded."
-"""Before the names of weights that a model with a new fusion does not take."""
-
 BASES = ("vision", "language")
 """Base models, keys of a config's `base_models`."""
 
@@ -104,9 +101,9 @@ def saving(
 def prepare_loading(cls: type, source: str, kwargs: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Source and arguments for transformers' `from_pretrained`, after a check of every key.
 
-    Where the checkpoint leaves out its base models, all weights are given as `state_dict`, and no source. A model
-    already given so, and quantised checkpoints, are left to transformers. `fresh_fusion=True` leaves the checkpoint's
-    fusion aside: that of the given `config` starts untrained.
+    Where the checkpoint leaves out its base models, all weights are given as `state_dict`, and no source; likewise with
+    `fresh_fusion=True`, which leaves the checkpoint's fusion aside: that of the given `config` starts untrained. A model
+    already given so, and quantised checkpoints, are left to transformers.
 
     Raises:
         CheckpointError: every missing, unexpected and mis-shaped weight, by name.
@@ -127,9 +124,7 @@ def prepare_loading(cls: type, source: str, kwargs: dict[str, Any]) -> tuple[str
         return source, kwargs
     files = checkpoint_files(source, **hub)
     left_out = check_checkpoint(source, read_shapes(files), config, fresh_fusion=fresh)
-    if not left_out:
-        if fresh:
-            kwargs["key_mapping"] = {"^" + re.escape(_FUSION): DISCARDED} | (kwargs.get("key_mapping") or {})
+    if not left_out and not fresh:
         return source, kwargs
     state = {
         name: value

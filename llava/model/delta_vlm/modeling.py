@@ -5,7 +5,6 @@ Q Q-Former width, T text positions, H language model width, V vocabulary.
 """
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -78,8 +77,6 @@ class DeltaVLMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Silent in transformers' report only: `checkpoint.prepare_loading` has compared every key before.
-    _keys_to_ignore_on_load_unexpected = [r"^" + re.escape(checkpoint.DISCARDED)]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

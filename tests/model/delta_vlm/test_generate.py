@@ -93,15 +93,15 @@ def test_a_repetition_penalty_counts_the_answer_alone(made, way):
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
     with pytest.warns(UserWarning, match="only to newly generated tokens"):
         wanted = super(type(model), model).generate(
-            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], repetition_penalty=1.8, **options
+            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], repetition_penalty=0.2, **options
         )
     given = {"prefix": prefix, **options}
     if way == "option":
-        given["repetition_penalty"] = 1.8
+        given["repetition_penalty"] = 0.2
     elif way == "config":
-        given["generation_config"] = GenerationConfig(repetition_penalty=1.8)
+        given["generation_config"] = GenerationConfig(repetition_penalty=0.2)
     else:
-        model.generation_config.repetition_penalty = 1.8
+        model.generation_config.repetition_penalty = 0.2
     try:
         out = model.generate(**inputs, **given)[:, -NEW:]
     finally:

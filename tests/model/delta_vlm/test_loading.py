@@ -20,6 +20,7 @@ from transformers import (
 
 from llava.errors import CheckpointError, DownloadError
 from llava.model.delta_vlm.checkpoint import base_of, inspect_folder, is_delta_vlm
+from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import DeltaVLMProcessor
 from tests.model.delta_vlm.tiny import QUESTIONS, enliven, pair_inputs, tiny_bert, tiny_config, tiny_model
@@ -123,7 +124,7 @@ def test_options_and_the_model_without_head(part):
 
 
 def test_one_base_of_two(bases, tmp_path):
-    model, processor = tiny_model(seed=4)
+    model, _ = tiny_model(seed=4)
     model.config.base_models = {"language": bases["language"]}
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
@@ -179,7 +180,7 @@ def test_faults_are_named(part, bases, tmp_path):
         DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "e")
     model.config.base_models = bases | {"vision": bases["language"]}
     model.save_pretrained(tmp_path / "f")
-    with pytest.raises(CheckpointError, match="lacks weights of the vision encoder: model.vision_tower"):
+    with pytest.raises(CheckpointError, match=r"lacks weights of the vision encoder: model\.vision_tower"):
         DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "f")
 
 
@@ -187,9 +188,7 @@ def test_a_new_fusion_on_old_weights(part, tmp_path):
     whole = DeltaVLMForConditionalGeneration.from_pretrained(part)
     whole.save_pretrained(tmp_path, whole=True)
     for folder in (part, tmp_path):
-        config = DeltaVLMForConditionalGeneration.config_class.from_pretrained(
-            folder, fusion={"kind": "csrm", "init": "identity"}
-        )
+        config = DeltaVLMConfig.from_pretrained(folder, fusion={"kind": "csrm", "init": "identity"})
         model = DeltaVLMForConditionalGeneration.from_pretrained(folder, config=config, fresh_fusion=True)
         out = model.model.fusion.out.weight
         assert torch.equal(out, torch.eye(*out.shape))

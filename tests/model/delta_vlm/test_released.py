@@ -1,0 +1,381 @@
+"""The published file in and out, and what it tells of its own training."""
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llava.cli import main
+from llava.errors import CheckpointError, DownloadError
+from llava.model.delta_vlm import conversion
+from llava.model.delta_vlm.checkpoint import base_of
+from llava.model.delta_vlm.configuration import DeltaVLMConfig
+from llava.model.delta_vlm.conversion import export_release, import_release
+from llava.model.delta_vlm.evidence import csrm_evidence, parameter_groups
+from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+from llava.model.delta_vlm.processing import DeltaVLMProcessor
+from llava.model.delta_vlm.released import Released, from_ours, read_release, to_ours
+from tests.model.delta_vlm import layouts
+from tests.model.delta_vlm.test_loading import write_bases
+from tests.model.delta_vlm.tiny import FUSIONS, pair_inputs, tiny_model
+from tests.tiny import tiny_tokenizer
+
+LEFT = {*layouts.LEFTOVERS, "Qformer.bert.embeddings.position_ids"}
+ROWS = len(tiny_tokenizer("llama"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, str]:
+    """With a language model of exactly its tokenizer's words, as Vicuna."""
+    return write_bases(tmp_path_factory.mktemp("bases"), rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    for name in ("trained", "untrained"):
+        layouts.write_file(folder / f"{name}.pth", trained=name == "trained")
+    return {name: folder / f"{name}.pth" for name in ("trained", "untrained")}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def test_every_weight_has_its_place_and_finds_back():
+    weights = layouts.random_weights()
+    ours = to_ours(weights, "it")
+    config = tiny_model()[0].config
+    model = DeltaVLMForConditionalGeneration(config)
+    learned = {name: value for name, value in model.state_dict().items() if base_of(name, config) is None}
+    assert {name: value.shape for name, value in ours.items()} == {n: v.shape for n, v in learned.items()}
+    assert same(from_ours(ours, "it"), {name: value for name, value in weights.items() if name not in LEFT})
+    at = "visual_encoder.blocks.3.attn."
+    wanted = torch.cat([weights[at + "q_bias"], torch.zeros(layouts.DIM), weights[at + "v_bias"]])
+    assert torch.equal(ours["model.vision_tower.encoder.layers.3.self_attn.qkv.bias"], wanted)
+    for theirs, name in {
+        "context1.weight": "model.fusion.context_diff.weight",
+        "gate2.bias": "model.fusion.gate_feat.bias",
+        "context3.weight": "model.fusion.out.weight",
+        "Qformer.bert.encoder.layer.2.crossattention.self.key.weight":
+            "model.qformer.encoder.layer.2.crossattention.attention.key.weight",
+        "Qformer.bert.encoder.layer.1.output_query.LayerNorm.bias":
+            "model.qformer.encoder.layer.1.output_query.LayerNorm.bias",
+        "ln_vision.weight": "model.vision_tower.post_layernorm.weight",
+        "llm_proj.bias": "model.projector.bias",
+    }.items():  # fmt: skip
+        assert torch.equal(ours[name], weights[theirs])
+
+
+def test_a_key_bias_has_no_influence_and_no_place():
+    ours = to_ours(layouts.random_weights(), "it")
+    name = "model.vision_tower.encoder.layers.2.self_attn.qkv.bias"
+    changed = ours | {name: ours[name] + torch.cat([torch.zeros(32), torch.ones(32), torch.zeros(32)])}
+    assert same(from_ours(changed, "it"), from_ours(ours, "it"))
+    model, processor = tiny_model()
+    model.load_state_dict(ours, strict=False)
+    inputs = pair_inputs(processor, [0])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        model.load_state_dict(changed, strict=False)
+        torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-4, atol=1e-4)
+
+
+def test_names_of_nobody():
+    weights = layouts.random_weights()
+    with pytest.raises(CheckpointError, match=r"no DeltaVLM has: context4\.weight"):
+        to_ours(weights | {"context4.weight": torch.zeros(1)}, "it")
+    with pytest.raises(CheckpointError, match=r"visual_encoder\.blocks\.2 has only one of"):
+        to_ours({n: w for n, w in weights.items() if n != "visual_encoder.blocks.2.attn.v_bias"}, "it")
+    with pytest.raises(CheckpointError, match=r"no place for weights of it: lm_head\.weight"):
+        from_ours({"lm_head.weight": torch.zeros(1)}, "it")
+
+
+def test_the_published_size():
+    """By what the released code would save: the numbers of its parts, and of all."""
+    with torch.device("meta"):
+        model = DeltaVLMForConditionalGeneration(DeltaVLMConfig.preset("deltavlm-7b"))
+        more = {"vision_proj": (256, 768), "text_proj": (256, 768)}
+        leftovers = {f"{n}.weight": torch.empty(s) for n, s in more.items()}
+        leftovers |= {f"{n}.bias": torch.empty(256) for n in more} | {"temp": torch.empty(())}
+    weights = from_ours({n: p for n, p in model.named_parameters() if p.requires_grad}, "it") | leftovers
+    groups = parameter_groups(Released(weights))
+    assert groups == {
+        "vision blocks": 50_497_536,
+        "final norm": 2_816,
+        "Q-Former": 185_660_160,
+        "queries": 24_576,
+        "CSRM": 13_881_472,
+        "projection": 3_149_824,
+        "contrastive leftovers": 393_729,
+    }
+    assert sum(groups.values()) == 253_610_113
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def test_forms_of_a_file(tmp_path):
+    weights = layouts.random_weights()
+    wrapped = {"module." + name: value for name, value in weights.items()}
+    torch.save(weights, tmp_path / "bare.pth")
+    torch.save({"model": wrapped, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save({"model": weights}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name, epoch in (("bare", None), ("wrapped", 3), ("old", None)):
+        read = read_release(tmp_path / f"{name}.pth")
+        assert same(read.weights, weights) and read.epoch == epoch
+
+
+def test_a_pickle_that_holds_more_needs_trust(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": layouts.random_weights(), "config": argparse.Namespace(a=1)}, path)
+    with pytest.raises(CheckpointError, match="--trust-file"):
+        read_release(path)
+    assert read_release(path, trust=True).weights
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut off")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": {}}, tmp_path / "empty.pth")
+    for name, message in (
+        ("cut", "download it again|refused"),
+        ("list", "holds a list"),
+        ("empty", "holds no weights"),
+        ("none", "is no file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_release(tmp_path / f"{name}.pth")
+
+
+# --- was its CSRM trained? ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_optimizer_remembers(files, trained):
+    evidence = csrm_evidence(read_release(files["trained" if trained else "untrained"]))
+    verdict = "trained" if trained else "untrained"
+    assert (evidence.verdict, evidence.optimizer, evidence.weights) == (verdict, verdict, verdict)
+    squares, without = (6, 2)
+    found = f"remembers {int(trained)} gradients of shape [32, 96] and {squares if trained else without} of"
+    assert found in evidence.reasons[0]
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_without_an_optimizer_the_weights_tell(drawn):
+    evidence = csrm_evidence(Released(layouts.random_weights(csrm_drawn=drawn)))
+    assert evidence.optimizer == "unknown"
+    assert evidence.verdict == ("untrained" if drawn else "trained")
+    assert "no optimizer state" in evidence.reasons[0] and len(evidence.reasons) == 6
+
+
+def test_the_optimizer_decides_where_both_speak():
+    """Weights of an earlier stage do not look drawn, but the last run never used them."""
+    weights = layouts.random_weights()
+    optimizer = layouts.optimizer_state(weights, csrm=False)
+    evidence = csrm_evidence(Released(weights, optimizer))
+    assert (evidence.verdict, evidence.optimizer, evidence.weights) == ("untrained", "untrained", "trained")
+
+
+def test_half_drawn_weights_and_no_csrm_tell_nothing():
+    weights = layouts.random_weights(csrm_drawn=True)
+    weights["context1.weight"] = weights["context1.weight"] * 3
+    assert csrm_evidence(Released(weights)).verdict == "unknown"
+    without = {name: value for name, value in weights.items() if name not in layouts.CSRM}
+    evidence = csrm_evidence(Released(without))
+    assert evidence.verdict == "unknown" and evidence.reasons == ["the file holds no CSRM"]
+
+
+def test_linear_layers_of_pytorch_count_as_drawn():
+    torch.manual_seed(0)
+    weights = layouts.random_weights()
+    for name, inputs, bias in (("context1", 32, False), ("context2", 32, True), ("gate1", 32, False),
+                               ("gate2", 32, True), ("context3", 96, True)):  # fmt: skip
+        made = torch.nn.Linear(inputs, 32, bias=bias)
+        weights |= {f"{name}.{part}": value.detach() for part, value in made.named_parameters()}
+    assert csrm_evidence(Released(weights)).verdict == "untrained"
+
+
+# --- to a model and back ------------------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_a_model_and_a_file_again(files, bases, tmp_path):
+    made = import_release(files["trained"], tmp_path / "model", **bases)
+    weights = read_release(files["trained"]).weights
+    assert same(load_file(tmp_path / "model" / "model.safetensors"), to_ours(weights, "it"))
+    config = made.config
+    assert config.fusion["kind"] == "csrm" and config.prompt_style == "reference"
+    assert config.base_models == bases
+    assert (config.num_query_tokens, config.tune_vision_blocks) == (4, 2)
+
+    model = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "model", dtype="float32")
+    processor = DeltaVLMProcessor.from_pretrained(tmp_path / "model")
+    end = processor.tokenizer.eos_token_id
+    assert (processor.bos_token_id, processor.eos_token_id, processor.pad_token_id) == (end, end, ROWS)
+    assert model.lm_head.weight.shape[0] == ROWS + 1 == model.get_input_embeddings().num_embeddings
+    assert processor.image_token_id == ROWS + 1
+    torch.testing.assert_close(model.lm_head.weight[-1], model.lm_head.weight[:-1].mean(0))
+    assert processor.tokenizer.convert_ids_to_tokens(ROWS) == "[PAD]"
+    assert processor.qformer_tokenizer.convert_ids_to_tokens(len(processor.qformer_tokenizer) - 1) == "[DEC]"
+    assert processor.encode("Any change?")["input_ids"][4] == end
+    inputs = pair_inputs(processor, [0, 1])
+    out = model.generate(**inputs, max_new_tokens=4, num_beams=2)
+    assert out.shape[0] == 2
+
+    export_release(model, tmp_path / "again.pth")
+    again = read_release(tmp_path / "again.pth").weights
+    assert same(again, {name: value for name, value in weights.items() if name not in LEFT})
+    with pytest.raises(CheckpointError, match="is there already"):
+        export_release(model, tmp_path / "again.pth")
+    with pytest.raises(CheckpointError, match="not empty"):
+        import_release(files["trained"], tmp_path / "model", **bases)
+
+
+def test_an_untrained_csrm_is_left_out(files, bases, tmp_path):
+    made = import_release(files["untrained"], tmp_path / "auto", **bases)
+    assert made.evidence.verdict == "untrained" and made.config.fusion["kind"] == "concat"
+    model = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "auto")
+    assert list(model.model.fusion.parameters()) == []
+    again = read_release(export_release(model, tmp_path / "again.pth")).weights
+    assert not set(again) & set(layouts.CSRM)
+    kept = import_release(files["untrained"], tmp_path / "kept", fusion="csrm", **bases)
+    assert kept.config.fusion["kind"] == "csrm"
+    third = import_release(tmp_path / "again.pth", tmp_path / "third", **bases)
+    assert third.config.fusion["kind"] == "concat" and third.evidence.verdict == "unknown"
+
+
+def test_files_that_do_not_fit(files, bases, tmp_path):
+    weights = read_release(files["trained"]).weights
+
+    def refused(change: dict[str, Tensor | None], message: str, **options: str) -> None:
+        held = {name: value for name, value in (weights | change).items() if value is not None}
+        torch.save({"model": held}, tmp_path / "file.pth")
+        with pytest.raises(CheckpointError, match=message):
+            import_release(tmp_path / "file.pth", tmp_path / "out", **bases | options)
+        assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+    refused({"gate1.weight": None}, r"missing \(1\): model.fusion.gate_diff.weight", fusion="csrm")
+    refused({"ln_vision.bias": None}, r"missing \(1\): model.vision_tower.post_layernorm.bias")
+    refused({"query_tokens": None}, "is no released file of DeltaVLM: it lacks model.query_tokens")
+    refused({"context5.bias": torch.zeros(2)}, "context5.bias")
+    refused({"llm_proj.weight": torch.zeros(50, 40)}, "a language model of width 50, .*language has 48")
+    refused({"ln_vision.bias": torch.zeros(31)}, r"post_layernorm.bias is \[31\], the model has \[32\]")
+    with pytest.raises(DownloadError, match="nowhere"):
+        nowhere = str(tmp_path / "nowhere")
+        import_release(files["trained"], tmp_path / "out", language=nowhere, vision=bases["vision"])
+
+
+def test_what_the_released_layout_cannot_hold(tmp_path):
+    for fusion in ("csrm_paper", "difference", "concat dated"):
+        model, _ = tiny_model(fusion=FUSIONS[fusion])
+        with pytest.raises(CheckpointError, match="no place"):
+            export_release(model, tmp_path / "file.pth")
+    model, _ = tiny_model(tune_language_model=True)
+    with pytest.raises(CheckpointError, match="no place for weights of the model: model.language_model"):
+        export_release(model, tmp_path / "file.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_encoder_from_evas_own_file(files, bases, tmp_path, monkeypatch):
+    """40 blocks and a classifier, where 39 blocks are used; here 5 and 4."""
+    shapes = layouts.block_names("", tuple(range(5)))
+    shapes |= {"cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "patch_embed.proj.bias": (32,)}
+    shapes |= {"patch_embed.proj.weight": (32, 3, 7, 7), "head.weight": (10, 32), "norm.weight": (32,)}
+    torch.manual_seed(0)
+    weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save(weights, tmp_path / "eva.pth")
+    # such a file has one size in the world, the default; the sizes here are those of the tests
+    fields = json.loads((Path(bases["vision"]) / "config.json").read_text())
+    monkeypatch.setattr(conversion, "_base_fields", lambda vision: fields)
+    import_release(
+        files["trained"],
+        tmp_path / "model",
+        language=bases["language"],
+        vision=str(tmp_path / "eva.pth"),
+        qformer_tokenizer=str(Path(bases["vision"]) / "qformer_tokenizer"),
+    )
+    model = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "model", dtype="float32")
+    tower = model.model.vision_tower
+    assert torch.equal(tower.encoder.layers[1].mlp.fc1.weight, weights["blocks.1.mlp.fc1.weight"])
+    assert torch.equal(tower.embeddings.position_embedding, weights["pos_embed"])
+    released = read_release(files["trained"]).weights
+    assert torch.equal(
+        tower.encoder.layers[2].mlp.fc1.weight, released["visual_encoder.blocks.2.mlp.fc1.weight"]
+    )
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("LLAVA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_one_command_in_and_one_out(files, bases, home, tmp_path, capsys):
+    parts = ["--language-model", bases["language"], "--vision-model", bases["vision"]]
+    assert main(["import", str(files["trained"]), "--name", "delta", *parts]) == 0
+    printed = capsys.readouterr()
+    folder = home / "models" / "delta"
+    assert printed.out.strip() == str(folder)
+    assert "CSRM: trained; the model's fusion is csrm" in printed.err
+    assert [path.name for path in (home / "models").iterdir()] == ["delta"]
+    assert (folder / "qformer_tokenizer" / "tokenizer.json").is_file()
+    assert main(["import", str(files["trained"]), "--name", "delta", *parts]) == 1
+    assert "already imported" in capsys.readouterr().err
+
+    assert main(["info", "delta", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["read from"] == bases and facts["fusion"]["kind"] == "csrm"
+    learned = layouts.trained_names() | {"key biases": (2 * layouts.DIM,)}
+    count = sum(torch.Size(shape).numel() for shape in learned.values())
+    parameters = facts["parameters"]
+    assert parameters.pop("tuned") == count
+    assert parameters.pop("all") == sum(parameters.values())
+
+    assert (
+        main(["export", "delta", str(tmp_path / "release"), "--layout", "release", "--dtype", "float32"]) == 0
+    )
+    again = read_release(tmp_path / "release" / "checkpoint_best.pth").weights
+    weights = read_release(files["trained"]).weights
+    assert same(again, {name: value for name, value in weights.items() if name not in LEFT})
+    assert main(["export", "delta", str(tmp_path / "whole"), "--dtype", "float32"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "whole"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["read from"] == "this folder alone"
+    assert main(["import", str(tmp_path / "whole"), "--name", "whole"]) == 0
+    models = [
+        DeltaVLMForConditionalGeneration.from_pretrained(home / "models" / n, dtype="float32")
+        for n in ("delta", "whole")
+    ]
+    assert same(*(model.state_dict() for model in models))
+    assert DeltaVLMProcessor.from_pretrained(home / "models" / "whole").prompt_style == "reference"
+
+
+def test_the_inspector(files, capsys):
+    assert main(["info", str(files["untrained"]), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["CSRM"], facts["epoch"], facts["config"]["run"]["task"]) == ("untrained", 29, "captioning")
+    assert facts["parameters"]["CSRM"] == 4 * 32 * 32 + 32 * 96 + 3 * 32
+    assert main(["info", str(files["trained"])]) == 0
+    out = capsys.readouterr().out
+    assert "CSRM" in out and "trained" in out and "0.9, 0.999" in out
+
+
+def test_commands_refuse_what_needs_trust(tmp_path, home, capsys):
+    path = tmp_path / "more.pth"
+    torch.save({"model": layouts.random_weights(), "config": SimpleNamespace(a=1)}, path)
+    assert main(["info", str(path)]) == 1
+    assert "--trust-file" in capsys.readouterr().err
+    assert main(["info", str(path), "--trust-file"]) == 0
+    assert main(["import", str(path)]) == 1
+    assert list((home / "models").iterdir()) == []
