@@ -14,7 +14,8 @@ Every fault is named. The folder itself is left as it is.
 
 Of DeltaVLM one file is published (checkpoint_best.pth), with what was trained. It is renamed to this package's
 layout; its frozen base models are named in the result and read when it is loaded, not copied. Whether its CSRM
-was ever trained is checked first: an untrained one is left out (see `llava info FILE`)."""
+was ever trained is checked first: an untrained one is left out (see `llava info FILE`). Read the licences: the
+file's is "other", Vicuna v1.5's are the Llama 2 terms, InstructBLIP's depend on its language model."""
 
 EXAMPLES = """\
 examples:

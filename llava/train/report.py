@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava.data.images import load_pair
+from llava.data.whole_file import write_whole
 from llava.errors import ImageError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Console(TrainerCallback):
 
 
 class LogFile(TrainerCallback):
-    """log.jsonl: a line for each line of the log; when a run goes on, what lies behind its checkpoint is dropped."""
+    """log.jsonl: a line for each line of the log; when a run goes on, those that its checkpoint knows."""
 
     NAME = "log.jsonl"
 
@@ -76,13 +77,9 @@ class LogFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if not state.is_world_process_zero or not self.path.is_file():
-            return
-        rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
-        part = self.path.with_name(f"{self.path.name}.part")
-        part.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
-        part.replace(self.path)
+        if state.is_world_process_zero:
+            rows = [{"step": row["step"], **row} for row in state.log_history]
+            write_whole(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def on_log(
         self,

@@ -27,12 +27,13 @@ from llava.train.auxiliary import Auxiliary
 from llava.train.checkpoints import mark_whole, rotate
 from llava.train.config import TrainConfig
 from llava.train.ema import Ema
-from llava.train.guard import Signals, anywhere, require_finite, require_room
+from llava.train.guard import Signals, anywhere, require_finite, require_room, sync
 from llava.train.meter import Meter
 from llava.train.parts import parameter_groups, size
 from llava.train.sharded import kind, whole_weights
 
 _AUXILIARY = "auxiliary.pt"
+TRAINER_STATE = "trainer_state.json"
 SKIPPED = "skipped.jsonl"
 
 
@@ -67,6 +68,7 @@ class ChangeTrainer(Trainer):
         self.ema = Ema(self.model, run.ema) if run.ema is not None else None
         self._names: list[str] = []
         self._pairs = torch.ones(())
+        self._saved = -1  # step of the last checkpoint
         if run.mask_weight > 0 or run.place_weight > 0:
             config: Any = plain_model(self.model).config
             self.auxiliary = Auxiliary(
@@ -195,6 +197,8 @@ class ChangeTrainer(Trainer):
         """Captions and scores of the evaluation's records, on all processes; the same everywhere."""
         settings = self.run.evaluation
         assert settings is not None and self.eval_records is not None and isinstance(self.model, nn.Module)
+        if self.control.should_save:  # first: it may take long, and be broken off
+            self._save_checkpoint(self.model, None)
         out = Path(str(self.args.output_dir)) / "evaluation" / f"step-{self.state.global_step}"
         inner = plain_model(self.model)
         generation = Generation()
@@ -231,12 +235,32 @@ class ChangeTrainer(Trainer):
             self.meter.restart()
         return metrics
 
+    def make_up_evaluation(self) -> None:
+        """Evaluate the checkpoint that a run goes on from, where it was broken off before that."""
+        state = self.state
+        every = self.args.eval_steps if self.args.eval_strategy == "steps" else None
+        epoch = state.epoch or 0.0
+        due = epoch == round(epoch) if every is None else state.global_step % every == 0
+        if self.run.evaluation is None or not (due or state.global_step >= state.max_steps):
+            return
+        last = [row for row in state.log_history if row["step"] == state.global_step]
+        if not any(name.startswith("eval_") for row in last for name in row):
+            assert isinstance(self.model, nn.Module)
+            self._determine_best_metric(self.evaluate(), None)
+            self._save_checkpoint(self.model, None)
+
     # --- checkpoints --------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Written whole or not at all; older ones go only when this one counts."""
+        """Written whole or not at all; older ones go only when this one counts.
+
+        A second time at the same step, behind its evaluation, only what is known of the scores is new.
+        """
         out = Path(str(self.args.output_dir))
         folder = out / f"checkpoint-{self.state.global_step}"
+        if self._saved == self.state.global_step:
+            self._save_scores(out, folder)
+            return
         distributed.on_main(lambda: require_room(out, self._checkpoint_bytes()), "room for a checkpoint")
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -247,11 +271,26 @@ class ChangeTrainer(Trainer):
         _barrier()
         if self.args.should_save:
             mark_whole(folder, self.state.global_step, self.args.world_size, kind(self.args))
-            best = self.state.best_global_step if self.args.load_best_model_at_end else None
-            rotate(out, {self.state.global_step, *([best] if best else [])})
+            self._rotate(out)
         _barrier()
+        self._saved = self.state.global_step
         if self.meter is not None:
             self.meter.restart()
+
+    def _save_scores(self, out: Path, folder: Path) -> None:
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(out / f"checkpoint-{self.state.best_global_step}")
+        if self.args.should_save:
+            part = folder / f"{TRAINER_STATE}.part"
+            self.state.save_to_json(str(part))
+            sync(part)
+            part.replace(folder / TRAINER_STATE)
+            self._rotate(out)
+        _barrier()
+
+    def _rotate(self, out: Path) -> None:
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        rotate(out, {self.state.global_step, *([best] if best else [])})
 
     def _checkpoint_bytes(self) -> int:
         """About what the next checkpoint needs: weights, and two moments in float32 of what learns."""
@@ -293,7 +332,8 @@ class ChangeTrainer(Trainer):
 
     def take_up(self, checkpoint: Path) -> None:
         """What is kept of a checkpoint beside the Trainer's own files."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        self._saved = state.global_step
         if self.auxiliary is not None:
             kept = torch.load(checkpoint / _AUXILIARY, map_location="cpu", weights_only=True)
             self.auxiliary.load_state(kept)
@@ -311,6 +351,9 @@ class _Steps(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if state.global_step:
+            args.eval_on_start = False
+            self.trainer.make_up_evaluation()
         if self.trainer.meter is not None:
             self.trainer.meter.restart()
 
@@ -342,8 +385,7 @@ class _Steps(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        done = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "whole.json"
-        if self.leaving or done.is_file():  # saved, and scored where that was wanted, at this very step
+        if self.leaving:  # saved at this very step; an evaluation is made up when the run goes on
             control.should_evaluate = control.should_save = False
 
 

@@ -25,9 +25,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from llava.errors import LlavaError
 from llava.train.checkpoints import checkpoints
-from tests.tiny import random_image, tiny_model
+from llava.train.sharded import require_fit
+from tests.tiny import random_image, tiny_model, tiny_tokenizer
 
 pytest.importorskip("deepspeed")
 
@@ -64,10 +67,11 @@ OF_A_BATCH = ("supervised_share",)
 class Orders:
     """What befalls one rank."""
 
-    rank: int
+    rank: int | None
+    """None: every rank, as when the power fails."""
     what: str
     """kill, terminate: in the middle of a step; kill-writing, kill-marking: while a checkpoint is written, and when all
-    is there but its mark; nan: the loss is none."""
+    is there but its mark; kill-scoring: while captions are made; nan: the loss is none."""
     step: int
     """After so many updates."""
     once: bool = False
@@ -132,7 +136,7 @@ def obey(rank: int, arguments: list[str], orders: Orders | None, folder: Path) -
     def due(what: str, step: int) -> bool:
         if orders is None or (orders.once and again):
             return False
-        return (orders.rank, orders.what, orders.step) == (rank, what, step)
+        return orders.rank in (None, rank) and (orders.what, orders.step) == (what, step)
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         step = self.state.global_step
@@ -158,6 +162,8 @@ def obey(rank: int, arguments: list[str], orders: Orders | None, folder: Path) -
 
     def evaluation(model: Any, records: Any, root: Any, out: Path, settings: Any, **options: Any) -> Any:
         scored.append(int(out.name.removeprefix("step-")))
+        if due("kill-scoring", scored[-1]):
+            os.kill(os.getpid(), signal.SIGKILL)
         quick = replace(settings, meteor=False, baselines=False)  # Java takes seconds
         return plain_run(model, records, root, out, quick, **options)
 
@@ -374,24 +380,35 @@ def test_zero_3_loads_what_one_process_loads(ranks: Any, world: Path) -> None:
 
 # --- broken off -------------------------------------------------------------------------------------
 
-BREAKS = (
+BREAKS = (  # what happens, the statuses, and the step that the next start goes on from
+    (Orders(0, "kill-marking", 3), [-9, 1], None),
     (Orders(1, "terminate", 1), [143, 143], 2),  # saved behind the step that it came in
+    (Orders(None, "kill-scoring", 3), [-9, -9], 3),
     (Orders(1, "kill", 4), [1, -9], 3),
-    (Orders(1, "kill-writing", 6), [1, -9], 3),
-    (Orders(0, "kill-marking", 6), [-9, 1], 3),
+    (Orders(0, "terminate", 5), [143, 143], 6),  # the last one, without its evaluation
 )
+FEWER = (BREAKS[1], (Orders(1, "kill-writing", 6), [1, -9], 3))
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "breaks"),
+    [
+        ("ddp", BREAKS),
+        ("zero2", FEWER),
+        pytest.param("zero2", BREAKS, marks=pytest.mark.slow),
+        pytest.param("zero3", BREAKS, marks=pytest.mark.slow),
+    ],
+)
 def test_what_was_broken_off_ends_as_if_it_had_not_been(
-    ranks: Any, unbroken: Any, world: Path, mode: str
+    ranks: Any, unbroken: Any, world: Path, mode: str, breaks: Sequence[tuple[Orders, list[int], int | None]]
 ) -> None:
-    whole, out, trace = unbroken(mode), world / f"broken-{mode}", world / f"trace-broken-{mode}"
+    whole, name = unbroken(mode), f"broken-{mode}-{len(breaks)}"
+    out, trace = world / name, world / f"trace-{name}"
     arguments = settings(world, out, 2, mode)
-    for orders, statuses, kept in BREAKS:
+    for orders, statuses, kept in breaks:
         ended = start(ranks, 2, arguments, trace, orders)
         assert ended.statuses == statuses, "\n".join(ended.said)
-        assert max(checkpoints(out)) == kept
+        assert max(checkpoints(out), default=None) == kept
         assert not (out / "finished.json").exists() and not (out / "model.safetensors").exists()
         if orders.what == "terminate":
             assert f"SIGTERM received: step {kept} is saved in" in ended.said[0]
@@ -549,3 +566,73 @@ def test_the_launcher_starts_killed_ranks_again_and_the_run_goes_on(unbroken: An
     assert running.returncode == 0, said
     assert "goes on from step 3 of 6" in said
     assert curve(out) == curve(unbroken("ddp"))
+
+
+# --- settings of DeepSpeed --------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_kind_is_refused(ranks: Any, unbroken: Any, world: Path) -> None:
+    ended = start(ranks, 2, settings(world, unbroken("ddp"), 2, "zero2"), world / "trace-kind")
+    assert ended.statuses == [1, 1]
+    assert "was written by a run of kind 'plain', this one is 'zero2'" in ended.said[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "holds optimizer: leave"),
+        ({"zero_optimization": {"stage": 3}}, "saves no model without .*16bit_weights_on_model_save: true"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "there is no ninja"),
+    ],
+)
+def test_what_deepspeed_cannot_be_told(
+    fields: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "ninja" else f"/bin/{name}")
+    with pytest.raises(LlavaError, match=said):
+        require_fit(fields, Path("zero.json"))
+    torch_optimizer = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    require_fit({**torch_optimizer, "zero_force_ds_cpu_optimizer": False}, Path("zero.json"))
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "frozen front": {"learn": ["fusion", "projector"]},
+    "frozen words": {"learn": ["tower", "fusion"]},
+    "checkpointing": {"gradient_checkpointing": True},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "adapter": {"adapter": {"kind": "lora", "rank": 4, "dropout": 0.0}, "mask_weight": 0, "place_weight": 0},
+    "parts": {"model": {"tower": "tower", "llm": "llm"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("case", MORE)
+def test_other_runs_are_the_same_in_shards(ranks: Any, world: Path, case: str, mode: str) -> None:
+    fields = dict(MORE[case])
+    if case == "parts":
+        model, _ = tiny_model(fusion=False, vision_layers=[1, 3])
+        AutoModelForCausalLM.from_config(model.config.text_config).save_pretrained(world / "llm")
+        tiny_tokenizer().save_pretrained(world / "llm")
+        model.model.vision_tower.encoder.save_pretrained(world / "tower")
+        fields["model"] = {name: str(world / name) for name in ("tower", "llm")}
+    outs = []
+    for size, how in ((1, "one"), (2, mode)):
+        name = f"{case}-{mode}-{how}".replace(" ", "-")
+        if case == "accumulation":
+            fields["per_device_train_batch_size"] = BATCH // 2 // size
+        outs.append(world / name)
+        ended = start(
+            ranks,
+            size,
+            settings(world, outs[-1], size, how, evaluation=None, **fields),
+            world / f"trace-{name}",
+        )
+        assert ended.statuses == [0] * size, "\n".join(ended.said)
+    assert losses(outs[1]) == pytest.approx(losses(outs[0]), rel=1e-4)
+    file = "adapter_model.safetensors" if case == "adapter" else "model.safetensors"
+    a, b = (load_file(out / file) for out in outs)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4, msg=name)

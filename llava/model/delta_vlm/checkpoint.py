@@ -102,7 +102,7 @@ def prepare_loading(cls: type, source: str, kwargs: dict[str, Any]) -> tuple[str
     """Source and arguments for transformers' `from_pretrained`, after a check of every key.
 
     Where the checkpoint leaves out its base models, all weights are given as `state_dict`, and no source; likewise with
-    `fresh_fusion=True`, which leaves the checkpoint's fusion aside: that of the given `config` starts untrained. A model
+    `fresh_fusion=True`, which leaves the checkpoint's fusion aside: that of the given `config` starts untrained. Models
     already given so, and quantised checkpoints, are left to transformers.
 
     Raises:

@@ -190,5 +190,10 @@ class DeltaVLMConfig(PreTrainedConfig):
         """Patches along one side of an image."""
         return int(self.vision_config.image_size) // int(self.vision_config.patch_size)
 
+    @property
+    def image_seq_length(self) -> int:
+        """Placeholders of a pair (K); what a ChangeVLM needs for one image."""
+        return self.num_query_tokens
+
 
 AutoConfig.register(DeltaVLMConfig.model_type, DeltaVLMConfig, exist_ok=True)

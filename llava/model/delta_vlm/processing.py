@@ -287,6 +287,11 @@ class DeltaVLMProcessor(ProcessorMixin):
         return {name: torch.tensor(value) for name, value in filled.items()}
 
     @property
+    def image_seq_length(self) -> int:
+        """Placeholders of a pair, as in the model's config."""
+        return self.num_query_tokens
+
+    @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "pixel_values"]
 

@@ -169,6 +169,36 @@ def test_the_question_reaches_the_image_tokens_and_its_padding_does_not(made):
 
 
 @torch.no_grad()
+def test_queries_find_what_instructblips_find(made):
+    """Of one image's tokens, with the same weights: masks, positions and projection are InstructBLIP's own."""
+    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
+
+    model, processor = made
+    parts = {
+        name: copy.deepcopy(getattr(model.config, f"{name}_config")) for name in ("vision", "qformer", "text")
+    }
+    config = InstructBlipConfig(
+        **{f"{name}_config": part for name, part in parts.items()},
+        num_query_tokens=QUERIES,
+        image_token_index=3,
+    )
+    twin = InstructBlipForConditionalGeneration(config).eval()
+    names = {"vision_model": "vision_tower", "qformer": "qformer", "language_projection": "projector"}
+    for theirs, ours in names.items():
+        getattr(twin, theirs).load_state_dict(getattr(model.model, ours).state_dict())
+    twin.query_tokens.copy_(model.model.query_tokens)
+    twin.vision_model.post_layernorm.eps = 1e-5
+    images = pair_inputs(processor, [0])["pixel_values"][0]
+    read = processor.pad([processor.encode(question) for question in QUESTIONS])
+    wanted = twin.get_image_features(
+        images, read["qformer_input_ids"], read["qformer_attention_mask"], return_dict=True
+    ).pooler_output
+    tokens = model.model.vision_tower(images)
+    found = model.model.ask(tokens, read["qformer_input_ids"], read["qformer_attention_mask"])
+    torch.testing.assert_close(found, wanted)
+
+
+@torch.no_grad()
 def test_pairs_features_and_prefix_give_the_same(made):
     model, processor = made
     inputs = pair_inputs(processor, [0, 1], QUESTIONS)
