@@ -91,6 +91,8 @@ class TrainConfig:
     """Fusion to train: the model's own ("keep"), none, or settings of a new one, such as {kind: difference}."""
     vision_layers: Sequence[int] | None = None
     """Hidden states of the tower that are used; the model's own by default."""
+    image_aspect: Literal["square", "pad", "keep"] = "square"
+    """How an image becomes square: stretched, as CCExpert does it; padded; or as the model it starts from does it."""
     attn_implementation: str = "sdpa"
     """"sdpa", "eager", or "flex_attention" on GPUs."""
     adapter: AdapterConfig | None = None

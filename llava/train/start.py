@@ -27,6 +27,8 @@ def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMC
     fields = copy.deepcopy(config).to_dict()
     if run.vision_layers is not None:
         fields["vision_layers"] = list(run.vision_layers)
+    if run.image_aspect != "keep":
+        fields["image_aspect"] = run.image_aspect
     if run.fusion != "keep":
         fields["fusion"] = copy.deepcopy(run.fusion)
     wanted = ChangeVLMConfig.from_dict(fields)
@@ -67,7 +69,9 @@ def load_start(
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": run.attn_implementation}
     if isinstance(run.model, Assembly):
-        with checkpoint.unsharded():  # put together whole on every process; ZeRO-3 shards it when training begins
+        with (
+            checkpoint.unsharded()
+        ):  # put together whole on every process; ZeRO-3 shards it when training begins
             return assemble(run.model, run, **options)
     source = _source(run.model)
     wanted, fresh = wanted_config(read_config(source), run)
@@ -75,7 +79,9 @@ def load_start(
         options |= four_bit.options(wanted, run.adapter.parts, device)
     with _quiet() if fresh else nullcontext():
         model = load_model(source, config=wanted, fresh_fusion=fresh, **options)
-    return model, load_processor(source)
+    processor = load_processor(source)
+    processor.image_processor.aspect = wanted.image_aspect
+    return model, processor
 
 
 @contextmanager
@@ -150,6 +156,7 @@ def _assembled_config(
         text_config=llm,
         vision_layers=layers,
         fusion=None if run.fusion == "keep" else copy.deepcopy(run.fusion),
+        image_aspect="square" if run.image_aspect == "keep" else run.image_aspect,
         image_token_id=image_token_id,
     )
 

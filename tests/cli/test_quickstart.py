@@ -23,7 +23,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_from_nothing_to_a_page_and_again_without_training(tmp_path: Path):
-    settings = ("--set", "max_steps=2", "batch_size=4", "logging_steps=1")
+    settings = ("--set", "max_steps=2", "per_device_train_batch_size=4", "logging_steps=1")
     first = run(tmp_path / "q", *settings)
     assert first.returncode == 0, first.stderr
     metrics = json.loads((tmp_path / "q" / "metrics.json").read_text())

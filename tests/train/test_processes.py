@@ -218,7 +218,7 @@ def start(
     ]
     for process in group:
         process.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     for process in group:
         process.join(max(0.0, deadline - time.monotonic()))
     statuses = [process.exitcode for process in group]

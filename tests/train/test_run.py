@@ -72,6 +72,23 @@ def test_what_is_not_named_stays_bitwise_and_the_rest_moves(make_run: Make, run_
     assert moved == {"projector"}
 
 
+def test_pairs_are_stretched_to_squares_whatever_the_base_did(
+    make_run: Make, run_folder: Path, tmp_path: Path
+):
+    padded = tmp_path / "padded"
+    shutil.copytree(run_folder / "base", padded)
+    for name, field in (("config.json", "image_aspect"), ("processor_config.json", "aspect")):
+        text = json.loads((padded / name).read_text())
+        (text if name == "config.json" else text["image_processor"])[field] = "pad"
+        (padded / name).write_text(json.dumps(text))
+    for wanted, got in (("square", "square"), ("keep", "pad")):
+        run = make_run(wanted, model=str(padded), image_aspect=wanted, max_steps=1)
+        train(run)
+        captioner = ChangeCaptioner.from_pretrained(run.output_dir)
+        assert captioner.model.config.image_aspect == got
+        assert captioner.processor.image_processor.aspect == got
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_run: Make):
     made = {}
     for out, seed in (("one", 1), ("two", 1), ("three", 2)):
@@ -108,7 +125,10 @@ def test_interrupted_and_taken_up_is_as_never_interrupted(
 ):
     whole, broken = make_run("whole", **extra), make_run("broken", **extra)
     train(whole)
-    with monkeypatch.context(), pytest.raises(Interrupted, match=r"step 3 is saved in .*checkpoint-3") as stop:
+    with (
+        monkeypatch.context(),
+        pytest.raises(Interrupted, match=r"step 3 is saved in .*checkpoint-3") as stop,
+    ):
         stop_at(2)
         train(broken)
     monkeypatch.undo()

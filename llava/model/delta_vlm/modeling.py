@@ -4,6 +4,7 @@ Shapes: P pairs, B rows of text, N patches of an image, 1 + N tokens with its cl
 Q Q-Former width, T text positions, H language model width, V vocabulary.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any, cast
@@ -445,7 +446,12 @@ class DeltaVLMForConditionalGeneration(DeltaVLMPreTrainedModel, GenerationMixin)
         for settings in (generation_config, self.generation_config):
             penalty = getattr(settings, "repetition_penalty", None) if penalty is None else penalty
         if penalty is not None and penalty != 1.0:
-            kwargs["repetition_penalty"] = 1.0
+            if generation_config is None:
+                kwargs["repetition_penalty"] = 1.0
+            else:  # which transformers takes alone
+                kwargs.pop("repetition_penalty", None)
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.repetition_penalty = 1.0
             told = 0 if ids is None else ids.shape[1]
             own = RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=told)
             logits_processor = LogitsProcessorList([*(logits_processor or ()), own])

@@ -281,10 +281,14 @@ class DeltaVLMProcessor(ProcessorMixin):
         }
         if labelled:
             filled["labels"] = _filled([row["labels"] for row in rows], IGNORE, at)
-        read = [row["qformer_input_ids"] for row in rows]
-        filled["qformer_input_ids"] = _filled(read, self.qformer_tokenizer.pad_token_id or 0, None)
-        filled["qformer_attention_mask"] = _filled([[1] * len(ids) for ids in read], 0, None)
-        return {name: torch.tensor(value) for name, value in filled.items()}
+        tensors = {name: torch.tensor(value) for name, value in filled.items()}
+        return tensors | self.pad_qformer([row["qformer_input_ids"] for row in rows])
+
+    def pad_qformer(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Rows of `qformer_ids` to `qformer_input_ids` and `qformer_attention_mask` [B, t], padded on the right."""
+        ids = _filled(rows, self.qformer_tokenizer.pad_token_id or 0, None)
+        mask = _filled([[1] * len(row) for row in rows], 0, None)
+        return {"qformer_input_ids": torch.tensor(ids), "qformer_attention_mask": torch.tensor(mask)}
 
     @property
     def image_seq_length(self) -> int:
