@@ -1,4 +1,4 @@
-"""Twenty steps of the small model on the synthetic world have the losses they had: a change of them is seen, and said."""
+"""Twenty steps of the small model on the synthetic world have the losses they had: a change of them is noticed."""
 
 import json
 from pathlib import Path
