@@ -335,8 +335,8 @@ def _clear(out: Path) -> None:
 
     for path in out.glob("checkpoint-*"):
         shutil.rmtree(path)
-    for name in (FINISHED, LogFile.NAME, "skipped.jsonl"):
-        (out / name).unlink(missing_ok=True)
+    for path in (out / FINISHED, out / LogFile.NAME, *out.glob("skipped*.jsonl")):
+        path.unlink(missing_ok=True)
 
 
 def finished(run: TrainConfig) -> bool:

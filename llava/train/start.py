@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from llava.errors import CheckpointError, DownloadError, LlavaError
+from llava.errors import CheckpointError, ConfigError, DownloadError, LlavaError
 from llava.model import checkpoint
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import PRESETS, ChangeVLMConfig
@@ -23,7 +23,11 @@ from llava.train.config import Assembly, TrainConfig
 
 
 def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMConfig, bool]:
-    """The config a run trains, and whether its fusion starts untrained."""
+    """The config a run trains, and whether its fusion starts untrained.
+
+    Raises:
+        ConfigError: a new fusion for a model that has one.
+    """
     fields = copy.deepcopy(config).to_dict()
     if run.vision_layers is not None:
         fields["vision_layers"] = list(run.vision_layers)
@@ -32,6 +36,12 @@ def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMC
     if run.fusion != "keep":
         fields["fusion"] = copy.deepcopy(run.fusion)
     wanted = ChangeVLMConfig.from_dict(fields)
+    if run.fusion != "keep" and config.fusion is not None and wanted.fusion is not None:
+        # transformers would fill it with the old one's weights wherever their names agree
+        raise ConfigError(
+            f"{run.model} has a fusion of its own ({config.fusion}), and field 'fusion' asks for a new one: set it to "
+            '"keep" to go on with that one, or start from a model without fusion'
+        )
     return wanted, run.fusion != "keep" and (config.fusion is not None or wanted.fusion is not None)
 
 

@@ -89,6 +89,18 @@ def test_pairs_are_stretched_to_squares_whatever_the_base_did(
         assert captioner.processor.image_processor.aspect == got
 
 
+def test_a_fusion_is_not_silently_kept_where_a_new_one_is_asked_for(make_run: Make):
+    train(make_run("fused", max_steps=1))
+    fused = str(make_run("fused").output_dir)
+    with pytest.raises(ConfigError, match=r"has a fusion of its own .* or start from a model without"):
+        train(make_run("again", model=fused, max_steps=1))
+    train(make_run("bare", model=fused, fusion=None, max_steps=1))
+    assert not [name for name in weights(make_run("bare").output_dir) if "fusion" in name]
+    train(make_run("kept", model=fused, fusion="keep", learning_rate=1e-12, max_steps=1))
+    before, after = weights(make_run("fused").output_dir), weights(make_run("kept").output_dir)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_run: Make):
     made = {}
     for out, seed in (("one", 1), ("two", 1), ("three", 2)):

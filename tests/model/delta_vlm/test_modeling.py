@@ -502,3 +502,24 @@ def test_a_head_tied_to_the_embedding_stays_tied(tmp_path):
 def test_random_pairs_differ():
     """What tests above rest on."""
     assert random_pair(0)[0].tobytes() != random_pair(0)[1].tobytes()
+
+
+@pytest.mark.parametrize("fusion", ["csrm identity", "csrm_paper", "concat dated"])
+def test_it_can_learn_what_depends_on_pair_question_and_order(fusion):
+    """Four answers that only the pair, the order of its dates and the question together decide."""
+    model, processor = tiny_model(fusion=FUSIONS[fusion], tune_language_model=True, tune_vision_blocks=4)
+    pair = random_pair(0)
+    images = [pair, pair[::-1], random_pair(1), pair]
+    text = [QUESTIONS[0], QUESTIONS[0], QUESTIONS[0], QUESTIONS[1]]
+    answers = ["a road", "many trees", "the scene is the same", "yes"]
+    batch = dict(processor(images=images, text=text, answers=answers))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
+    for _ in range(60):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    inputs = processor(images=images, text=text)
+    out = model.eval().generate(**inputs, max_new_tokens=16)[:, inputs["input_ids"].shape[1] :]
+    assert processor.batch_decode(out, skip_special_tokens=True) == answers
