@@ -18,7 +18,7 @@ steps: 1. draw pairs of the synthetic world   2. fine-tune the built-in base on 
        3. caption held-out pairs and score    4. write one HTML page with pairs, maps, references and captions
 
 examples:
-  llava quickstart                            about a quarter of an hour on two cores
+  llava quickstart                            some ten minutes on two cores
   llava quickstart --fusion none              the baseline without fusion, same budget
   llava quickstart --seed 1 --out runs/seed1
 

@@ -35,6 +35,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", metavar="NAME", help="which stage of a file of several")
     parser.add_argument(
+        "--chained",
+        action="store_true",
+        help="the stage starts from the one before, whatever the settings say of model, fusion and vision_layers",
+    )
+    parser.add_argument(
         "--list-stages", action="store_true", help="print the names of the file's stages and leave"
     )
     parser.add_argument(
@@ -66,7 +71,7 @@ def add_parser(commands: Any) -> None:
 
 def as_settings(arguments: list[str]) -> list[str]:
     """`--key value` and `--key=value` of unknown options as `key=value`, by which the habits of other trainers work."""
-    known = {"--config", "--stage", "--list-stages", "--dry-run", "--processes", "--help", "-h"}
+    known = {"--config", "--stage", "--chained", "--list-stages", "--dry-run", "--processes", "--help", "-h"}
     takes = {"--config", "--stage", "--processes"}
     found: list[str] = []
     rest = iter(arguments)
@@ -93,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list_stages:
         print("\n".join(stage_names(args.config)))
         return 0
-    config = TrainConfig.from_yaml(args.config, args.settings, args.stage)
+    config = TrainConfig.from_yaml(args.config, args.settings, args.stage, chained=args.chained)
     if args.dry_run:
         from llava.train.plan import plan
 

@@ -215,8 +215,9 @@ class RecordTable(Sequence[Record]):
         """[N], equal where a text column is, and the number of different texts."""
         pa = _arrow()
         column = pa.chunked_array([columns[number] for columns in self._columns])
-        chunks = column.dictionary_encode().unify_dictionaries().chunks
-        return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), len(chunks[0].dictionary)
+        # in one piece: many chunks would each grow the dictionary anew
+        texts = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
+        return texts.indices.to_numpy(), len(texts.dictionary)
 
     @property
     def dataset(self) -> Any:

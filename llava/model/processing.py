@@ -226,12 +226,16 @@ class ChangeVLMProcessor(ProcessorMixin):
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         start, always = None, ()
         if labels == "release":
-            vocabulary = self.tokenizer.get_vocab()
-            start = vocabulary.get("<|im_start|>")
+            start, end = self._mark("<|im_start|>"), self._mark("<|im_end|>")
             newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
-            always = (start, vocabulary.get("<|im_end|>"), *newline)
+            always = (start, end, *newline)
         learned = labels_from_spans(ids, offsets, spans, labels, turn_start=start, always=always)
         return {"input_ids": ids, "labels": learned}
+
+    def _mark(self, token: str) -> int | None:
+        """The id of a token, or None where the tokenizer has none (`get_vocab` would copy the whole vocabulary)."""
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        return index if self.tokenizer.convert_ids_to_tokens(index) == token else None
 
     def _render(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[tuple[int, int]]]:
         """Messages to text, and if asked for the (start, end) of the assistant's words in it."""

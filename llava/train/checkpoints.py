@@ -97,6 +97,11 @@ def choose(out: Path, wanted: str, processes: int, sharding: str = "plain") -> P
             )
     if chosen is not None:
         held = json.loads((chosen / WHOLE).read_text(encoding="utf-8"))
+        if missing := sorted({"processes", "sharding"} - held.keys()):
+            raise ConfigError(
+                f"{chosen / WHOLE} does not say {' and '.join(missing)}: another version wrote it. Name the folder as "
+                "`model` of a new run"
+            )
         if (wrote := held["processes"]) != processes:
             raise ConfigError(
                 f"{chosen} was written by {wrote} processes, this run has {processes}: the order of the samples "

@@ -11,6 +11,8 @@ A file's fields hold for all stages; what a stage sets comes on top:
 
 Each stage writes into its own folder below `output_dir` and starts from the one before, unless it names a `model`.
 On the command line `learning_rate=2e-5` is for the stage that runs, `stages.sft.learning_rate=2e-5` for that one alone.
+Where several are run with the same settings (scripts/train/run.sh), `model`, `fusion` and `vision_layers` are for the
+first: the later ones are `chained`.
 """
 
 import math
@@ -115,7 +117,8 @@ class TrainConfig:
 
     # what learns
     learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
-    """Parts that learn; the others are frozen. The release's names (mm_vision_tower, ...) are known too."""
+    """Parts that learn; the others are frozen. The release's names (mm_vision_tower, ...) are known too. An adapter's
+    own fields say that for it."""
     learning_rate: float = 1e-5
     part_learning_rate: dict[str, float] = field(default_factory=dict)
     """Other rates for some parts, e.g. {tower: 2.0e-6}."""
@@ -192,8 +195,16 @@ class TrainConfig:
         if self.pairs_per_step is not None and self.gradient_accumulation_steps != 1:
             raise ConfigError("give either pairs_per_step or gradient_accumulation_steps, not both")
         if self.adapter is not None:
+            adapted = {*self.adapter.parts, *self.adapter.full}
+            if set(learn) not in (adapted, set(type(self).learn)):
+                raise ConfigError(
+                    f"field 'learn' is {list(learn)}, but adapter.parts and adapter.full name {sorted(adapted)}: leave "
+                    "'learn' out, or say the same"
+                )
             if isinstance(self.model, Assembly):
-                raise ConfigError("an adapter needs a base that can be loaded again: assemble and save the model first")
+                raise ConfigError(
+                    "an adapter needs a base that can be loaded again: assemble and save the model first"
+                )
             if isinstance(self.fusion, dict) and "fusion" not in self.adapter.full:
                 raise ConfigError("a new fusion must learn in full: put it into adapter.full")
             if self.ema is not None:
@@ -232,11 +243,14 @@ class TrainConfig:
         return build(cls, fields, where)
 
     @classmethod
-    def from_yaml(cls, path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> "TrainConfig":
+    def from_yaml(
+        cls, path: Path, overrides: Sequence[str] = (), stage: str | None = None, *, chained: bool = False
+    ) -> "TrainConfig":
         """A file's fields with `key=value` overrides (values in YAML) on top.
 
         Args:
             stage: which stage of a file of several; it may be left out where there is one.
+            chained: it starts from the stage before, whatever `overrides` say of the model to start from.
 
         Raises:
             ConfigError: see `from_dict`; no such stage, or none named of several.
@@ -255,13 +269,16 @@ class TrainConfig:
             raise ConfigError(f"{path} has no stage {stage!r}; known: {', '.join(names)}")
         own = dict(stages[stage] or {})
         out = Path(str(fields.get("output_dir") or "runs"))
-        chained: dict[str, Any] = {"stage": stage, "output_dir": str(out / stage)}
+        chain: dict[str, Any] = {"stage": stage, "output_dir": str(out / stage)}
         if names.index(stage) > 0:  # what the stage before has made: its fusion is there by now
             before = names[names.index(stage) - 1]
-            chained |= {"model": str(out / before), "fusion": "keep", "vision_layers": None}
-        # what is said on the command line stands above what the stage says, but for the chain itself
-        said = [text for text in overrides if _field(text) not in (*chained, "stages")]
-        return cls.from_dict(override(fields | chained | own, said), f"{path}, stage {stage}")
+            chain |= {"model": str(out / before), "fusion": "keep", "vision_layers": None}
+        elif chained:
+            raise ConfigError(f"{path}: stage {stage!r} is the first, there is none before it to start from")
+        # what is said on the command line stands above what the stage says; `output_dir` is that of all stages
+        kept = ("stage", "output_dir", *(_START if chained else ()))
+        said = [text for text in overrides if _field(text) not in (*kept, "stages")]
+        return cls.from_dict(override(fields | chain | own, said), f"{path}, stage {stage}")
 
     def to_yaml(self) -> str:
         """As read by `from_yaml`."""
@@ -277,6 +294,10 @@ def stage_names(path: Path) -> list[str]:
     """The stages of a file in their order; none for a file of one run."""
     stages = read_yaml(path).get("stages")
     return [] if stages is None else _checked(stages, path)
+
+
+_START = ("model", "fusion", "vision_layers")
+"""Fields that say what a run starts from."""
 
 
 def _field(setting: str) -> str:

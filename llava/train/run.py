@@ -90,7 +90,7 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
             f"training_arguments: {', '.join(double)} is set by a field of the run itself; set it there"
         )
     if run.deepspeed is not None:
-        _require_deepspeed(run.deepspeed)
+        _require_deepspeed(run.deepspeed, run.adapter is not None and run.adapter.kind == "qlora")
     try:
         arguments = TrainingArguments(**settings, **run.training_arguments)
         arguments.device  # noqa: B018 (sets up the processes' group)
@@ -126,7 +126,7 @@ def _rhythm(run: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _require_deepspeed(path: Path) -> None:
+def _require_deepspeed(path: Path, four_bit: bool) -> None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -137,7 +137,7 @@ def _require_deepspeed(path: Path) -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError('deepspeed is not installed: pip install "llava[train]"') from error
-    require_fit(fields, path)
+    require_fit(fields, path, four_bit=four_bit)
 
 
 def weights_dtype(run: TrainConfig) -> torch.dtype:

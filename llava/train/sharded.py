@@ -16,11 +16,15 @@ from llava.errors import ConfigError, MissingDependencyError
 from llava.model.checkpoint import unsharded
 
 
-def require_fit(fields: dict[str, Any], path: Path) -> None:
+def require_fit(fields: dict[str, Any], path: Path, *, four_bit: bool = False) -> None:
     """Refuse settings of DeepSpeed under which a run would not be what its own fields say.
 
+    Args:
+        four_bit: the base is held in 4 bits.
+
     Raises:
-        ConfigError: an optimizer or schedule of its own, or ZeRO-3 that ends without a model.
+        ConfigError: an optimizer or schedule of its own, ZeRO-3 that ends without a model, or that would cut up weights
+            of 4 bits.
         MissingDependencyError: DeepSpeed's optimizer for CPUs, and nothing to compile it with.
     """
     if own := sorted({"optimizer", "scheduler"} & fields.keys()):
@@ -29,6 +33,11 @@ def require_fit(fields: dict[str, Any], path: Path) -> None:
             "are fields of the run"
         )
     zero = fields.get("zero_optimization") or {}
+    if zero.get("stage") == 3 and four_bit:
+        raise ConfigError(
+            f"deepspeed={path}: ZeRO-3 cannot share out a base of 4 bits. Use scripts/deepspeed/zero2.json with "
+            "adapter.kind=qlora, or adapter.kind=lora"
+        )
     gather = "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and not zero.get(gather):
         raise ConfigError(f"deepspeed={path}: ZeRO-3 saves no model without zero_optimization.{gather}: true")

@@ -12,7 +12,8 @@ usage: scripts/train/run.sh CONFIG [key=value ...] [--dry-run]
   NNODES=2 RDZV_ENDPOINT=first-node:29500 scripts/train/run.sh CONFIG             the same on both machines
 
 A stage that has ended before is passed over; one that was broken off goes on. SIGTERM and Ctrl-C save a checkpoint first.
-Settings hold for all stages; stages.NAME.key=value is for one. Relative paths count from where the command is given.
+Settings hold for all stages; stages.NAME.key=value is for one; model, fusion and vision_layers are for the first, from
+which the later ones go on. Relative paths count from where the command is given.
 
 environment:
   DATA_ROOT       folder of the data (default: data in this project)
@@ -113,9 +114,11 @@ main() { # read whole before it begins: the file may change while a training run
   if [[ -z $stages ]]; then
     stage "$@"
   fi
+  chained=()
   for name in $stages; do
     echo "run.sh: stage $name of $config, $nproc processes on each of $nnodes machines" >&2
-    stage --stage "$name" "$@"
+    stage --stage "$name" "${chained[@]}" "$@"
+    chained=(--chained)
   done
 }
 

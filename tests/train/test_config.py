@@ -56,6 +56,7 @@ def test_the_shipped_config_is_read_with_overrides_and_written_back(tmp_path: Pa
         ({"labels": "all"}, "'labels' is 'all'"),
         ({"evaluation": {"data": "v.json", "every": 0}}, "evaluation.every"),
         ({"evaluation": {"every": 10}}, r"evaluation: missing fields \['data'\]"),
+        ({"adapter": {"kind": "lora"}, "learn": ["llm"]}, "'learn' is .*'fusion', 'llm', 'projector'"),
         ({"part_learning_rate": {"tower": "fast"}}, r"part_learning_rate\.tower"),
     ],
 )
@@ -82,11 +83,19 @@ def test_each_stage_has_its_folder_and_starts_from_the_one_before(staged: Path):
 
 def test_the_command_line_stands_above_the_stage_and_never_breaks_the_chain(staged: Path):
     said = ["learning_rate=1", "output_dir=other", "model=mine", "stages.sft.max_steps=3"]
-    first, third = (TrainConfig.from_yaml(staged, said, stage=name) for name in ("alignment", "sft"))
+    first = TrainConfig.from_yaml(staged, said, stage="alignment")
+    third = TrainConfig.from_yaml(staged, said, stage="sft", chained=True)
     assert (first.learning_rate, third.learning_rate) == (1, 1)
     assert (first.model, third.model) == ("mine", "other/pretraining")
     assert (first.max_steps, third.max_steps) == (-1, 3)
     assert TrainConfig.from_yaml(staged, ["stages.sft.model=there"], stage="sft").model == "there"
+    with pytest.raises(ConfigError, match="'alignment' is the first"):
+        TrainConfig.from_yaml(staged, said, stage="alignment", chained=True)
+
+
+def test_a_stage_that_is_run_alone_starts_from_what_is_said(staged: Path):
+    alone = TrainConfig.from_yaml(staged, ["model=mine", "fusion={kind: csrm}"], stage="sft")
+    assert (alone.model, alone.fusion) == ("mine", {"kind": "csrm"})
 
 
 def test_a_stage_must_be_named_and_known(staged: Path, tmp_path: Path):

@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llava.errors import LlavaError
+from llava.errors import ConfigError, LlavaError
 from llava.train.checkpoints import checkpoints
 from llava.train.sharded import require_fit
 from tests.tiny import random_image, tiny_model, tiny_tokenizer
@@ -593,6 +593,8 @@ def test_what_deepspeed_cannot_be_told(
         require_fit(fields, Path("zero.json"))
     torch_optimizer = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     require_fit({**torch_optimizer, "zero_force_ds_cpu_optimizer": False}, Path("zero.json"))
+    with pytest.raises(ConfigError, match="ZeRO-3 cannot share out a base of 4 bits"):
+        require_fit({"zero_optimization": {"stage": 3}}, Path("zero.json"), four_bit=True)
 
 
 MORE: dict[str, dict[str, Any]] = {

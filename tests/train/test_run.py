@@ -166,6 +166,9 @@ def test_a_checkpoint_without_its_mark_is_as_if_never_written(make_run: Make, st
         checkpoints.choose(run.output_dir, "auto", 2)
     with pytest.raises(ConfigError, match="no whole checkpoint there"):
         checkpoints.choose(run.output_dir, str(half), 1)
+    (last / checkpoints.WHOLE).write_text('{"step": 6, "processes": 1}')
+    with pytest.raises(ConfigError, match="does not say sharding"):
+        checkpoints.choose(run.output_dir, "auto", 1)
 
 
 def test_the_folder_of_another_run_is_not_touched(make_run: Make):
