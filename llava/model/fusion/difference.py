@@ -6,7 +6,7 @@ the change, P the position code, f a flag.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llava.errors import ConfigError
 
 
-@dataclass
-class FusedPair:
+class FusedPair(NamedTuple):  # a tuple: DeepSpeed's ZeRO-3 looks for tensors in nothing else
     """What a fusion hands on: before, after and change, each [B, N, D]."""
 
     before: Tensor
