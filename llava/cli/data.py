@@ -1,4 +1,4 @@
-"""`llava data`: published corpora to records, all faults of a corpus, and what a list holds."""
+"""`llava data`: published corpora to records and on to other trainers, all faults of a corpus, what a list holds."""
 
 import argparse
 import os
@@ -19,12 +19,14 @@ examples:
   llava data convert levir-cc LEVIR-CC --out LEVIR-CC/{split}.jsonl           a file for each split
   llava data check LEVIR-CC/train.jsonl --test LEVIR-CC/test.jsonl            every record and image, and leaks
   llava data show LEVIR-CC/test.jsonl --sheet sheet.png                       numbers, and a picture of some pairs
+  llava data export LEVIR-CC/train.jsonl swift.jsonl --form messages          records for another trainer
 
 exit status: 0 done and nothing wrong, 1 faults, 2 wrong usage, 130 interrupted"""
 
 CONVERT = """\
 Turn a published corpus into records: JSON Lines with uid, change_flag, img1_path, img2_path, change_caption
-(and mask_path, conversation where there are any). No image is touched or copied. Files appear whole or not at all."""
+(and mask_path, conversation, task where there are any). No image is touched or copied. Files appear whole, or not at
+all."""
 
 CONVERT_EXAMPLES = """\
 examples:
@@ -33,8 +35,9 @@ examples:
   llava data convert levir-cc data/LEVIR-CC --out data/levir_train.jsonl --split train --images LEVIR-CC
                                        paths count from data/: data/LEVIR-CC/images/... is LEVIR-CC/images/...
   llava data convert clevr-change data/clevr --out data/clevr/{split}.jsonl --max-captions 3
-  llava data convert changechat changechat_105k_train.json --out data/chat.jsonl --images LEVIR-CC/images \\
-      --caption-question "QUESTION, word for word"         its answers become captions, the rest stays conversation
+  llava data convert changechat annotations/ --out data/chat_{split}.jsonl --images LEVIR-CC/images
+                                       each record gets its task; ..._train_loc.json is given as a file instead
+  llava data convert levir-mci data/LEVIR-MCI --tasks --out data/LEVIR-MCI/{split}.jsonl
   llava data convert cc-foundation levir_train_universal.json --out data/l.jsonl --strip /old/folder
   llava data convert stvchrono stvchrono_....json --out data/stv_{split}.jsonl --images panoramas --skip-faults
 
@@ -53,10 +56,12 @@ examples:
 faults (exit status 1):
   lists that cannot be read to the end, records with missing or wrong fields, empty captions or captions that are
   no text, records with nothing to learn, one uid for two records, missing, damaged or truncated images, masks of
-  another size than their pair, leaks
+  another size than their pair, answers that cannot be read as their task asks (yes or no, numbers, places), both
+  training files of ChangeChat-105k, leaks
 notes (exit status 0, or 1 with --strict):
   before and after of different size, modes other than RGB, images of one colour, the same pixels before and after
-  where the record says changed, masks that contradict the record, one pair under two uids, near leaks
+  where the record says changed, masks or answers that contradict the record, answers that contradict the mask, one
+  pair under two uids, near leaks
 
 leaks, between --test and the other lists:
   leak        the same decoded pixels, whatever the file's name, format or metadata (SHA-256)
@@ -64,6 +69,23 @@ leaks, between --test and the other lists:
               transform, up to --near of them different). Crops, shifts and mirrored copies are not found.
 
 Ctrl-C prints what was found until then (and writes --json, marked as stopped); exit status 130."""
+
+EXPORT = """\
+Write records for other projects' trainers: each caption, and each conversation, is an entry of its own, with both
+images marked at the start of its first question.
+
+  --form messages    {"messages": [{"role", "content"}, ...], "images": [BEFORE, AFTER]}          ms-swift
+  --form sharegpt    {"conversations": [{"from", "value"}, ...], "images": [BEFORE, AFTER]}       LLaMA-Factory
+
+Both come back by `llava data convert messages` and `llava data convert llava`."""
+
+EXPORT_EXAMPLES = """\
+examples:
+  llava data export train.jsonl swift.jsonl --form messages --images /data/LEVIR-CC
+  llava data export train.jsonl factory.json --form sharegpt
+        and in LLaMA-Factory's dataset_info.json (paths count from its media_dir):
+        "change": {"file_name": "factory.json", "formatting": "sharegpt",
+                   "columns": {"messages": "conversations", "images": "images"}}"""
 
 SHOW = """\
 What record files or a mixture hold: pairs, share of change, captions and their lengths, words, image sizes; and a
@@ -92,6 +114,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_convert(actions)
     _add_check(actions)
     _add_show(actions)
+    _add_export(actions)
     parser.set_defaults(run=run)
 
 
@@ -134,6 +157,18 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument(
         "--caption-question", metavar="TEXT", help="conversations with this one question become captions"
+    )
+    parser.add_argument(
+        "--task-question",
+        action="append",
+        default=[],
+        metavar="TASK=TEXT",
+        help="changechat: records that ask this are of that task; may be given often (default: as the test files ask)",
+    )
+    parser.add_argument(
+        "--tasks",
+        action="store_true",
+        help="levir-mci: besides captions, ask what the masks answer: changed, how many, where, a dialogue",
     )
     parser.add_argument(
         "--max-captions",
@@ -224,9 +259,23 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
 
 
+def _add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "export", "records for other projects' trainers", EXPORT, EXPORT_EXAMPLES)
+    parser.add_argument("file", type=Path, metavar="FILE", help="records (JSON, JSON Lines)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="write here: .jsonl, or .json for one list")
+    parser.add_argument("--form", choices=("messages", "sharegpt"), required=True, help="what to write")
+    parser.add_argument(
+        "--question", metavar="TEXT", help="asked before captions (default: the one this project trains with)"
+    )
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="put before every image path (default: nothing)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
 def run(args: argparse.Namespace) -> int:
-    """Carry out one of the three; returns the exit status."""
-    return {"convert": _convert, "check": _check, "show": _show}[args.action](args)
+    """Carry out one of the four; returns the exit status."""
+    return {"convert": _convert, "check": _check, "show": _show, "export": _export}[args.action](args)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -244,6 +293,8 @@ def _convert(args: argparse.Namespace) -> int:
         images=args.images,
         strip=args.strip,
         caption_question=args.caption_question,
+        task_questions=dict(_task_question(text) for text in args.task_question),
+        tasks=args.tasks,
         faults=Faults(skip=args.skip_faults),
     )
     done = convert(
@@ -262,6 +313,17 @@ def _convert(args: argparse.Namespace) -> int:
     for path, count in done.files.items():
         print(f"{path}: {count} records", file=sys.stderr)
     return 0
+
+
+def _task_question(text: str) -> tuple[str, str]:
+    """(question, task) of TASK=QUESTION."""
+    from llava.errors import ConfigError
+    from llava.tasks.definitions import TASK_NAMES
+
+    task, _, question = text.partition("=")
+    if task not in TASK_NAMES or not question.strip():
+        raise ConfigError(f"--task-question TASK=QUESTION: {text!r}; tasks are {', '.join(TASK_NAMES)}")
+    return question, task
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -304,6 +366,18 @@ def _show(args: argparse.Namespace) -> int:
     if args.sheet is not None:
         write_whole(args.sheet, _sheet(records, root, args))
         print(args.sheet, file=sys.stderr)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from llava.data.conversation import QUESTION
+    from llava.data.export import export
+
+    question = QUESTION if args.question is None else args.question
+    count = export(
+        args.file, args.out, args.form, question=question, images=args.images, overwrite=args.overwrite
+    )
+    print(f"{args.out}: {count} entries", file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Draw pairs of the synthetic world: places seen from above at two dates, half of them changed, each with five
-captions and the whole truth. The same seed gives the same pixels on every machine."""
+captions and the whole truth. The same seed gives the same pixels on every machine.
+
+The layouts tasks and changechat draw another world: roads and buildings appear, nothing else is a change (plants and
+water may come and go), and each pair is asked about in six ways: caption, changed or not, how many, where on a 3 x 3
+grid, four open questions, a dialogue of three rounds. All answers but the captions come from the mask."""
 
 EXAMPLES = """\
 examples:
@@ -16,10 +20,13 @@ examples:
   llava synth cc/ --train 1000 --test 100 --layout levir-cc       images/SPLIT/{A,B} and LevirCCcaptions.json
   llava synth cd/ --train 1000 --layout levir-cd --size 512       SPLIT/{A,B,label}, masks 0 / 255
   llava synth mci/ --train 1000 --layout levir-mci                LEVIR-CC's layout, and road / building masks
+  llava synth tasks/ --train 4000 --test 500 --layout tasks       records of six tasks, as `llava train` reads them
+  llava synth chat/ --train 1000 --test 100 --layout changechat   the same as ChangeChat-105k's eight files
+  llava synth --preview sheet.png --layout tasks                  look at them, with masks and answers
 
 An interrupted export goes on by the same command. Splits share no scene."""
 
-LAYOUTS = ("records", "levir-cc", "levir-cd", "levir-mci")
+LAYOUTS = ("records", "levir-cc", "levir-cd", "levir-mci", "tasks", "changechat")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,8 +77,11 @@ def _preview(args: argparse.Namespace) -> int:
     from llava.errors import DataError
     from llava.synth import World
     from llava.synth.preview import contact_sheet
+    from llava.synth.world import Changes
 
-    sheet = contact_sheet(World(seed=args.seed, size=args.size), args.count, start=args.start)
+    changes: Changes = "built" if args.layout in ("tasks", "changechat") else "any"
+    world = World(seed=args.seed, size=args.size, changes=changes)
+    sheet = contact_sheet(world, args.count, start=args.start)
     part = args.preview.with_name(f"{args.preview.name}.part")
     try:
         args.preview.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +106,8 @@ def _export(args: argparse.Namespace) -> int:
             "records": export.export_records,
             "levir-cc": export.export_levir_cc,
             "levir-mci": export.export_levir_mci,
+            "tasks": export.export_tasks,
+            "changechat": export.export_changechat,
         }
         writers[args.layout](counts, args.out, **options)
     print(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -22,8 +23,12 @@ from llava.data.images import load_image
 from llava.data.mixture import SUFFIXES, load_mixture, mixture_files
 from llava.data.record import Record, parse_record
 from llava.data.sources.json_stream import entries
+from llava.data.task_answers import MASKED, answer_faults, mask_differences
+from llava.data.task_records import read_labels
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, DataError, LlavaError
+from llava.tasks.definitions import TASK_NAMES
+from llava.tasks.labels import Labels
 
 Severity = Literal["fault", "note"]
 
@@ -36,6 +41,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "missing": ("fault", "an image that is not there"),
     "broken": ("fault", "an image that is damaged, cut short, or none"),
     "mask": ("fault", "a mask of another size than its pair"),
+    "answer": ("fault", "an answer that cannot be read as one to its task"),
+    "alternatives": (
+        "fault",
+        "rows of both training files of ChangeChat-105k, which say the same in two forms",
+    ),
     "leak": ("fault", "the same pixels in a test pair and in a training pair"),
     "near-leak": ("note", "a test image that looks like a training image: compressed or scaled again"),
     "sizes": ("note", "before and after of different size"),
@@ -43,6 +53,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "flat": ("note", "an image of one colour"),
     "no-change": ("note", "before and after are the same pixels, yet the record says changed"),
     "mask-flag": ("note", "the mask is empty where the record says changed, or the other way round"),
+    "answer-flag": ("note", "an answer says changed where the record says unchanged, or the other way round"),
+    "answer-mask": ("note", "an answer gives other numbers or places than the mask, or another yes or no"),
     "repeat": ("note", "the same pair under two uids"),
     "again": ("note", "a record that is in two lists"),
 }
@@ -93,6 +105,8 @@ class ListCount:
     records: int = 0
     captions: int = 0
     conversations: int = 0
+    tasks: dict[str, int] = field(default_factory=dict)
+    """Records of each task, of those that say one."""
 
 
 @dataclass
@@ -127,6 +141,10 @@ class Report:
             found = (per["fault"][item.file], per["note"][item.file])
             rows.append((item.file, item.role, *map(str, counts), *map(str, found)))
         lines = _aligned(rows, left=2)
+        if any(item.tasks for item in self.lists):
+            names = [name for name in TASK_NAMES if any(name in item.tasks for item in self.lists)]
+            told = [(item.file, *(str(item.tasks.get(name, 0)) for name in names)) for item in self.lists]
+            lines += ["", *_aligned([("records of tasks", *names), *told], left=1)]
         by_kind: dict[str, list[Finding]] = defaultdict(list)
         for finding in self.findings:
             by_kind[finding.kind].append(finding)
@@ -220,6 +238,7 @@ def check(
         for path in paths:
             listed += _read(Path(path), None if root is None else Path(root), held_out, report)
     _check_uids(listed, report)
+    _check_alternatives(listed, report)
     files = dict.fromkeys(file for item in listed for _, file in item.images())
     report.images = len(files)
     seen: dict[str, Seen] = {}
@@ -235,6 +254,7 @@ def check(
         if progress:
             print(file=sys.stderr)
     _check_pairs(listed, seen, report)
+    _check_masks(listed, seen, report)
     _check_repeats(listed, seen, report)
     _check_leaks(listed, seen, near, report)
     return report
@@ -284,6 +304,10 @@ def _read_list(path: Path, root: Path, test: bool, report: Report) -> list[_List
             count.records += 1
             count.captions += len(record.change_caption)
             count.conversations += bool(record.conversation)
+            if record.task is not None:
+                count.tasks[record.task] = count.tasks.get(record.task, 0) + 1
+                for kind, message in answer_faults(record):
+                    found(kind, f"{where}: {record.uid}: {message}", record.uid)
             listed.append(_Listed(record, name, root, test))
     except DataError as error:
         found("list", str(error))
@@ -324,6 +348,45 @@ def _check_uids(listed: Iterable[_Listed], report: Report) -> None:
         else:
             message = f"{file}: {uid!r} is also in {known.file}"
             report.findings.append(Finding("again", message, file, uid))
+
+
+_EITHER = re.compile(r"(changechat/.*)_train(_loc)?_(\d+)")
+
+
+def _check_alternatives(listed: Iterable[_Listed], report: Report) -> None:
+    """ChangeChat's two training files, of which one is to be learned from."""
+    forms: dict[str, dict[str, str]] = defaultdict(dict)
+    for item in listed:
+        found = _EITHER.fullmatch(item.record.uid)
+        if found and not item.test:
+            forms[found[1]].setdefault(found[2] or "", item.file)
+    for name, files in forms.items():
+        if len(files) > 1:
+            message = (
+                f"{files['_loc']} has rows of {name}_train_loc, {files['']} of {name}_train; leave one away"
+            )
+            report.findings.append(Finding("alternatives", message, files["_loc"]))
+
+
+def _check_masks(listed: Iterable[_Listed], seen: dict[str, Seen], report: Report) -> None:
+    """Answers against the labels of their masks, where a mask has classes; each mask is read once."""
+    known: dict[str, Labels | None] = {}
+    for item in listed:
+        record = item.record
+        if record.task not in MASKED or record.mask_path is None:
+            continue
+        path = str(item.root / record.mask_path)
+        result = seen.get(path)
+        if result is None or result.problem is not None:
+            continue
+        if path not in known:
+            try:
+                known[path] = read_labels(Path(path))
+            except DataError:  # a mask of mere change, say: it has no classes to compare with
+                known[path] = None
+        labels = known[path]
+        for message in mask_differences(record, labels) if labels else ():
+            report.findings.append(Finding("answer-mask", f"{record.uid}: {message}", item.file, record.uid))
 
 
 def inspect(path: str) -> Seen:
@@ -442,17 +505,21 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _check_repeats(listed: Iterable[_Listed], seen: dict[str, Seen], report: Report) -> None:
-    """The same pair under two uids, within training or within test."""
-    first: dict[tuple[bool, bytes, bytes], Record] = {}
+    """The same pair under two uids, within training or within test; several questions about a pair are no repeat."""
+    first: dict[tuple[bool, bytes, bytes], _Listed] = {}
     told: set[tuple[bool, str]] = set()
     for item in listed:
-        before, after = (seen.get(full) for _, full in list(item.images())[:2])
+        (_, before_file), (_, after_file) = list(item.images())[:2]
+        before, after = seen.get(before_file), seen.get(after_file)
         if before is None or after is None or before.problem or after.problem:
             continue
-        known = first.setdefault((item.test, before.pixels, after.pixels), item.record)
-        if known.uid != item.record.uid and (item.test, item.record.uid) not in told:
+        known = first.setdefault((item.test, before.pixels, after.pixels), item)
+        asks = bool(item.record.conversation or known.record.conversation or item.record.task)
+        if asks and [full for _, full in list(known.images())[:2]] == [before_file, after_file]:
+            continue
+        if known.record.uid != item.record.uid and (item.test, item.record.uid) not in told:
             told.add((item.test, item.record.uid))
-            message = f"{item.record.uid}: the same pixels as pair {known.uid}"
+            message = f"{item.record.uid}: the same pixels as pair {known.record.uid}"
             report.findings.append(Finding("repeat", message, item.file, item.record.uid))
 
 

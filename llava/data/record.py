@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import DataError
+from llava.tasks.definitions import TASK_NAMES
 
-_OPTIONAL = ("mask_path", "conversation")
+_OPTIONAL = ("mask_path", "conversation", "task")
 """Fields that a file does not name where there is nothing to say."""
 
 
@@ -30,6 +31,8 @@ class Record:
     """Picture of what changed, on the pair's common grid: 0 where nothing did; relative to the data root."""
     conversation: tuple[tuple[str, str], ...] = ()
     """Rounds (question, answer) about the pair; the images come before the first question, which does not mark them."""
+    task: str | None = None
+    """What the record asks, of `llava.tasks.definitions.TASK_NAMES`; None where it is of no special kind."""
 
     def paths(self, root: Path) -> tuple[Path, Path]:
         """Both files under `root`."""
@@ -77,7 +80,16 @@ def parse_record(fields: Any, where: str) -> Record:
         change_flag=None if flag is None else bool(flag),
         mask_path=_text(fields, "mask_path", where) if fields.get("mask_path") is not None else None,
         conversation=_rounds(fields.get("conversation"), where),
+        task=_task(fields.get("task"), where),
     )
+
+
+def _task(value: Any, where: str) -> str | None:
+    if value is not None and value not in TASK_NAMES:
+        raise DataError(
+            f"{where}: field 'task' is {value!r}, expected one of {', '.join(TASK_NAMES)}, or nothing"
+        )
+    return value
 
 
 def _rounds(value: Any, where: str) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from llava.data.record import Record
+from llava.tasks.definitions import TASK_NAMES
 
 COMMON = 5
 """Captions that are listed as the commonest."""
@@ -39,11 +40,16 @@ class Statistics:
     """Numbers of a list of records. Words are what stands between blanks, in lower case, without full stops."""
 
     pairs: int
+    """Records; several may ask about one pair of images."""
+    distinct_pairs: int
+    """Different pairs of images."""
     changed: int
     unchanged: int
     """Neither `changed` nor `unchanged` is a pair whose record does not say."""
     masks: int
     conversations: int
+    tasks: tuple[tuple[str, int], ...]
+    """(task, records), of the records that say one."""
     captions: int
     captions_per_pair: tuple[int, float, int]
     """Fewest, mean, most."""
@@ -72,11 +78,13 @@ class Statistics:
         few, mean, many = self.captions_per_pair
         rows = [
             ("pairs", f"{self.pairs}"),
+            *([("  of images", f"{self.distinct_pairs}")] if self.distinct_pairs < self.pairs else []),
             ("changed", f"{self.changed}{share}"),
             ("unchanged", f"{self.unchanged}"),
             ("not said", f"{self.pairs - said}"),
             ("with mask", f"{self.masks}"),
             ("conversations", f"{self.conversations}"),
+            *((f"  task {name}", f"{count}") for name, count in self.tasks),
             ("captions", f"{self.captions}, {few} to {many} a pair, mean {mean:.2f}"),
             ("words a caption", _words(self.words)),
             ("  of changed pairs", _words(self.words_changed)),
@@ -120,16 +128,19 @@ def describe(records: Sequence[Record], root: str | Path | None = None, *, sizes
             counts.append(len(spoken))
             if record.change_flag:
                 changed_counts.append(len(spoken))
+    tasks = Counter(record.task for record in records)
     per_pair = [len(record.change_caption) for record in records] or [0]
     found, unreadable = (
         _sizes(spread(records, sizes), Path(root)) if root is not None else (Counter[str](), 0)
     )
     return Statistics(
         pairs=len(records),
+        distinct_pairs=len({(record.img1_path, record.img2_path) for record in records}),
         changed=sum(record.change_flag is True for record in records),
         unchanged=sum(record.change_flag is False for record in records),
         masks=sum(record.mask_path is not None for record in records),
         conversations=sum(bool(record.conversation) for record in records),
+        tasks=tuple((name, tasks[name]) for name in TASK_NAMES if tasks[name]),
         captions=len(counts),
         captions_per_pair=(min(per_pair), round(statistics.fmean(per_pair), 4), max(per_pair)),
         words=Lengths.of(counts) if counts else None,

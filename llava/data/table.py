@@ -42,7 +42,7 @@ Rows = range | NDArray[np.int32]
 """Numbers of rows, in rising order."""
 ListField = Literal["change_caption", "conversation"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Goes up when what is stored changes, or what `parse_record` lets through."""
 _BATCH = 4096
 _BLOCK = 1 << 20
@@ -302,12 +302,14 @@ def _identity(path: Path) -> str:
     return json.dumps(fields)
 
 
-_NAMES = ("uid", "img1_path", "img2_path", "change_caption", "change_flag", "mask_path", "conversation")
+_NAMES = (
+    "uid", "img1_path", "img2_path", "change_caption", "change_flag", "mask_path", "conversation", "task",
+)  # fmt: skip
 """Columns, in the order of the fields of `Record`."""
 
 
 def _record(values: Sequence[Any]) -> Record:
-    uid, before, after, captions, flag, mask, rounds = values
+    uid, before, after, captions, flag, mask, rounds, task = values
     return Record(
         uid=uid,
         img1_path=before,
@@ -316,6 +318,7 @@ def _record(values: Sequence[Any]) -> Record:
         change_flag=flag,
         mask_path=mask,
         conversation=tuple((question, answer) for question, answer in rounds),
+        task=task,
     )
 
 
@@ -329,7 +332,7 @@ def _some(column: Any, rows: Rows, start: int) -> Any:
 def _schema(identity: str) -> Any:
     pa = _arrow()
     text = pa.string()
-    kinds = (text, text, text, pa.list_(text), pa.bool_(), text, pa.list_(pa.list_(text)))
+    kinds = (text, text, text, pa.list_(text), pa.bool_(), text, pa.list_(pa.list_(text)), text)
     metadata = {"records": identity.encode()}
     return pa.schema(list(zip(_NAMES, kinds, strict=True)), metadata)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from llava.synth.dice import Dice
-from llava.synth.phrases import COUNTS, GROUNDS, NOUNS, OLD, PLACES, ROAD_WAYS, TEMPLATES, VERB_FORMS
+from llava.synth.phrases import COUNTS, GROUNDS, NOUNS, OLD, PLACES, ROAD_WAYS, ROADS, TEMPLATES, VERB_FORMS
 from llava.synth.scene import Change
 
 UNCHANGED = (
@@ -18,6 +18,8 @@ UNCHANGED = (
     "almost nothing has changed",
 )
 """The five sentences of LEVIR-CC for a pair without change."""
+
+_MANY_ROADS = ("street", "parallel")
 
 Choose: TypeAlias = Callable[[Sequence[str]], str]
 """Picks one of several wordings, the first being the usual one."""
@@ -54,6 +56,8 @@ def sentence(changes: Sequence[Change], ground: str, choose: Choose = usual) -> 
 def clause(change: Change, ground: str, choose: Choose = usual) -> str:
     """One change in words, on ground of that class."""
     templates = TEMPLATES[change.action, change.subject, change.former]
+    if change.manner in _MANY_ROADS:
+        templates = ROADS
     turn = _turn(change) % len(templates)
     template = choose(templates[turn:] + templates[:turn])
     several = change.count > 1 and change.manner != "row"
@@ -82,8 +86,13 @@ def _turn(change: Change) -> int:
 
     Were it the same everywhere, one fixed sentence would share its frame with most captions.
     """
-    order = PLACES if change.subject != "road" else ROAD_WAYS
+    order = PLACES if _has_place(change) else ROAD_WAYS
     return list(order).index(change.manner if change.manner == "curved" else change.place)
+
+
+def _has_place(change: Change) -> bool:
+    """Whether a cell of the grid says where it is; for roads from edge to edge the way they run does."""
+    return change.subject != "road" or change.manner == "street"
 
 
 def _floor(ground: str, choose: Choose) -> str:
@@ -93,8 +102,8 @@ def _floor(ground: str, choose: Choose) -> str:
 
 def place(change: Change, choose: Choose) -> str:
     """Where a change lies: "on the left side"; of a road the way it runs."""
-    if change.subject == "road":
-        return choose(ROAD_WAYS[change.manner or change.place])
+    if not _has_place(change):
+        return choose(ROAD_WAYS[change.place or change.manner])
     return choose(PLACES[change.place])
 
 

@@ -55,7 +55,7 @@ def plan_events(site: Ground, road_percent: int) -> list[Change]:
         changes.append(_road_event(site, new_road[0]))
         kinds.remove(new_road)
         road_percent //= 2
-    _old_roads(site, road_percent)
+    old_roads(site, road_percent)
     for kind in kinds:
         change = _try_event(site, *kind)
         if change is None and not changes:
@@ -67,7 +67,8 @@ def plan_events(site: Ground, road_percent: int) -> list[Change]:
     return changes
 
 
-def _old_roads(site: Ground, percent: int) -> None:
+def old_roads(site: Ground, percent: int) -> None:
+    """In `percent` of 100 scenes a road that was always there, or a crossing."""
     dice = site.dice
     if not dice.chance(percent):
         return
@@ -141,7 +142,7 @@ def _try_event(
     came: Presence = "before" if action == "disappear" else "after"
     ids: list[int] = []
     if former == "trees":
-        ids.append(_trees(site, block, "before"))
+        ids.append(wood(site, block, "before"))
         site.in_woods = dice.chance(60)
     elif former == "house":
         ids += _houses(site, Block(block.cx, block.cy, block.turn, old * 21, 18), old, "before")
@@ -160,7 +161,7 @@ def _try_event(
             half = Block(x, y, inner.turn, inner.hu // 2 - 4, inner.hv)
             ids.append(site.add("building", half, came, style).id)
     elif subject == "trees":
-        ids.append(_trees(site, inner, came))
+        ids.append(wood(site, inner, came))
     elif subject == "water":
         blob = Blob(inner, dice.between(-22, 22), dice.between(-22, 22))
         ids.append(site.add("water", blob, came).id)
@@ -200,7 +201,7 @@ def _spot(site: Ground, size: tuple[int, int], tries: int, *, roadside: bool) ->
     straight = [road for road in site.old_roads if isinstance(road, Line)]
     if roadside and straight and dice.chance(60):
         for _ in range(8):
-            spot = _beside(site, dice.pick(straight), size)
+            spot = beside(site, dice.pick(straight), size)
             if spot:
                 return spot
     for _ in range(tries):
@@ -210,7 +211,8 @@ def _spot(site: Ground, size: tuple[int, int], tries: int, *, roadside: bool) ->
     return None
 
 
-def _beside(site: Ground, road: Line, size: tuple[int, int]) -> Spot | None:
+def beside(site: Ground, road: Line, size: tuple[int, int]) -> Spot | None:
+    """A place along the road, or None if the one that was tried is taken."""
     dice = site.dice
     away = (road.half >> 4) + size[1] + 7
     x, y = Block(road.cx, road.cy, road.turn, 0, 0).point(dice.between(-110, 110), dice.pick((-1, 1)) * away)
@@ -238,7 +240,7 @@ def _houses(
     return ids
 
 
-def _trees(site: Ground, block: Block, presence: Presence) -> int:
+def wood(site: Ground, block: Block, presence: Presence) -> int:
     """A wood that fills the block, with an uneven edge."""
     cells = coarse(block, 2) & ((site.relief(12) > 84) | coarse(block, -7))
     thing = site.add("trees", Patch(np.ascontiguousarray(cells.reshape(CELLS, CELLS))), presence)

@@ -1,4 +1,4 @@
-"""Writes pairs of the synthetic world to disk, in the layouts of LEVIR-CC, LEVIR-CD and LEVIR-MCI, or as our records.
+"""Writes pairs of the synthetic world to disk, in the layouts of published corpora, or as our records.
 
 Every file is written aside and renamed. An interrupted export goes on where it was; lists (captions, records) are
 written last, so a folder with its lists is complete.
@@ -19,13 +19,15 @@ from PIL import Image
 
 from llava.errors import ConfigError, DataError
 from llava.registry import pick
-from llava.synth.world import SPLITS, VERSION, Pair, Split, World
+from llava.synth import built
+from llava.synth.palette import MASK_COLOURS
+from llava.synth.task_lists import Listed, changechat_files, read_mask, record_files
+from llava.synth.world import SPLITS, VERSION, Changes, Pair, Split, World
 
-Layout = Literal["records", "levir-cc", "levir-cd", "levir-mci"]
+Layout = Literal["records", "tasks", "levir-cc", "levir-cd", "levir-mci", "changechat"]
 
 MCI_GREY = np.array([0, 128, 255], dtype=np.uint8)
 """LEVIR-MCI's grey values of none, road, building."""
-MCI_RGB = np.array([(0, 0, 0), (255, 255, 0), (255, 0, 0)], dtype=np.uint8)
 
 _MANIFEST = "synth.json"
 _CHUNK = 16
@@ -55,15 +57,16 @@ def _levir_cd_buildings(pair: Pair, split: str, name: str) -> Files:
     return _images(split, pair, name) | {f"{split}/label/{name}": (pair.change_mask == 2) * np.uint8(255)}
 
 
-def _levir_mci(pair: Pair, split: str, name: str) -> Files:
+def _with_classes(pair: Pair, split: str, name: str) -> Files:
     folder = f"images/{split}"
     grey = MCI_GREY[pair.change_mask]
-    return _images(folder, pair, name) | {
-        f"{folder}/label/{name}": np.repeat(
-            grey[:, :, None], 3, axis=2
-        ),  # three equal channels, as published
-        f"{folder}/label_rgb/{name}": MCI_RGB[pair.change_mask],
-    }
+    three = np.repeat(grey[:, :, None], 3, axis=2)  # equal channels, as published
+    return _images(folder, pair, name) | {f"{folder}/label/{name}": three}
+
+
+def _levir_mci(pair: Pair, split: str, name: str) -> Files:
+    coloured = {f"images/{split}/label_rgb/{name}": MASK_COLOURS[pair.change_mask]}
+    return _with_classes(pair, split, name) | coloured
 
 
 _FILES: dict[str, Callable[[Pair, str, str], Files]] = {
@@ -72,7 +75,11 @@ _FILES: dict[str, Callable[[Pair, str, str], Files]] = {
     "levir-cd": _levir_cd,
     "levir-cd-buildings": _levir_cd_buildings,
     "levir-mci": _levir_mci,
+    "tasks": _with_classes,
+    "changechat": _with_classes,
 }
+_ASKED = ("tasks", "changechat")
+"""Layouts of the world in which roads and buildings alone change, with questions of six kinds about each pair."""
 
 
 def export_records(
@@ -132,6 +139,28 @@ def export_levir_mci(
     return _export("levir-mci", counts, folder, seed, size, workers)
 
 
+def export_tasks(
+    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+) -> Path:
+    """Our records of six tasks about pairs in which roads and buildings appear (`World(changes="built")`).
+
+    `SPLIT.jsonl` holds all records of a split, `test_TASK.jsonl` those of one task; images and labels (LEVIR-MCI's
+    grey levels) are under `images/SPLIT/{A,B,label}`. See `export_records` for the arguments.
+    """
+    return _export("tasks", counts, folder, seed, size, workers)
+
+
+def export_changechat(
+    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+) -> Path:
+    """The pairs of `export_tasks` as ChangeChat-105k: its eight files, and LEVIR-CC's captions of all splits.
+
+    No file asks about validation pairs, as published; their captions are in `LevirCCcaptions.json`. See
+    `export_records` for the arguments.
+    """
+    return _export("changechat", counts, folder, seed, size, workers)
+
+
 @dataclass(frozen=True)
 class _Job:
     """Some pairs of one split, to be drawn by one process."""
@@ -162,19 +191,23 @@ def _export(
         raise ConfigError("synth export: no pairs asked for; give a count for train, val or test")
     if workers < 1:
         raise ConfigError(f"synth export: workers={workers}, at least 1 is needed")
-    worlds = {split: World(seed=seed, split=split, size=size) for split in SPLITS if split in wanted}
+    changes: Changes = "built" if layout in _ASKED else "any"
+    worlds = {split: World(seed, split, size, changes) for split in SPLITS if split in wanted}
+    version = {"world": VERSION} | ({"built": built.VERSION} if layout in _ASKED else {})
     try:
-        _claim(folder, {"layout": layout, "seed": seed, "size": size, "world": VERSION}, wanted)
+        _claim(folder, {"layout": layout, "seed": seed, "size": size, **version}, wanted)
         jobs = [
             _Job(layout, folder, world, start, min(start + _CHUNK, wanted[split]))
             for split, world in worlds.items()
             for start in range(0, wanted[split], _CHUNK)
         ]
         total, done, began = sum(wanted.values()), 0, time.monotonic()
-        for count in _run(jobs, workers):
-            done += count
+        asked: dict[Split, list[Listed]] = {split: [] for split in worlds}
+        for job, pairs in zip(jobs, _run(jobs, workers), strict=True):
+            asked[job.world.split] += pairs
+            done += job.stop - job.start
             _progress(done, total, began)
-        _write_lists(layout, folder, worlds, wanted)
+        _write_lists(layout, folder, worlds, wanted, asked)
     except OSError as error:
         raise DataError(f"{folder}: the export cannot be written ({error})") from error
     return folder
@@ -204,8 +237,8 @@ def _claim(folder: Path, run: dict[str, Any], counts: dict[str, int]) -> None:
     _write_text(manifest, json.dumps({**run, "counts": counts}, indent=1))
 
 
-def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
-    """Work through the jobs; yields how many pairs each did."""
+def _run(jobs: list[_Job], workers: int) -> Iterator[list[Listed]]:
+    """Work through the jobs; yields what each made, see `_draw`."""
     if workers == 1:
         yield from map(_draw, jobs)
         return
@@ -214,8 +247,12 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
         yield from pool.map(_draw, jobs)
 
 
-def _draw(job: _Job) -> int:
-    """Write the images of a job's pairs; a pair whose last file is there is left alone."""
+def _draw(job: _Job) -> list[Listed]:
+    """Write the images of a job's pairs; a pair whose last file is there is left alone.
+
+    Returns:
+        What is asked of each pair, in layouts that ask.
+    """
     split, make = job.world.split, _FILES[job.layout]
     last = job.folder / _last(job.layout, split)
     for index in range(job.start, job.stop):
@@ -228,27 +265,46 @@ def _draw(job: _Job) -> int:
             part = target.with_name(f"{target.name}.part")
             Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
             part.replace(target)
-    return job.stop - job.start
+    if job.layout not in _ASKED:
+        return []
+    return [_listed(job.folder, job.world, index) for index in range(job.start, job.stop)]
 
 
 def _last(layout: str, split: str) -> str:
     """The folder whose file of a pair is written last."""
     return {
         "records": f"images/{split}/label", "levir-cc": f"images/{split}/B", "levir-mci": f"images/{split}/label_rgb",
+        "tasks": f"images/{split}/label", "changechat": f"images/{split}/label",
     }.get(layout, f"{split}/label")  # fmt: skip
 
 
-def _write_lists(layout: str, folder: Path, worlds: Mapping[Split, World], counts: Mapping[str, int]) -> None:
+def _write_lists(
+    layout: str,
+    folder: Path,
+    worlds: Mapping[Split, World],
+    counts: Mapping[str, int],
+    asked: Mapping[Split, list[Listed]],
+) -> None:
     if layout == "records":
         for split, world in worlds.items():
             lines = [json.dumps(_record(world, index)) + "\n" for index in range(counts[split])]
             _write_text(folder / f"{split}.jsonl", "".join(lines))
-    elif layout in ("levir-cc", "levir-mci"):
+    elif layout in _ASKED:
+        for name, text in (record_files if layout == "tasks" else changechat_files)(asked):
+            _write_text(folder / name, text)
+    if layout in ("levir-cc", "levir-mci", "changechat"):
         images: list[dict[str, Any]] = []
         for split, world in worlds.items():
             first = len(images)
             images += [_published(world, index, first + index) for index in range(counts[split])]
         _write_text(folder / "LevirCCcaptions.json", json.dumps({"images": images, "dataset": "LEVIR-CC"}))
+
+
+def _listed(folder: Path, world: World, index: int) -> Listed:
+    """A pair that was written, and what is asked of it by its label."""
+    name = _name(world.split, index)
+    mask = read_mask(folder / "images" / world.split / "label" / name)
+    return Listed(world.uid(index), world.split, name, world.asked(index, mask))
 
 
 def _record(world: World, index: int) -> dict[str, Any]:

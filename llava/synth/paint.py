@@ -25,6 +25,12 @@ class Stamp:
     codes: np.ndarray
     mask: np.ndarray
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The canvas's pixels under the patch."""
+        height, width = self.mask.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spot:
@@ -88,6 +94,16 @@ def _road(thing: Thing, shape: Line | Arc, x: np.ndarray, y: np.ndarray) -> np.n
         if along is not None:
             middle &= (along & 255) < 150
         codes[middle] = code("line")
+    return codes
+
+
+def _street(thing: Thing, spot: Spot) -> np.ndarray:
+    """A road that ends within the scene, drawn like the endless ones, but without a verge to lay over their kerbs."""
+    dark, inside, off = thing.style == 0, spot.inside(), np.abs(spot.v)
+    codes = np.where(inside, np.uint16(code("asphalt" if dark else "concrete")), np.uint16(0))
+    codes[inside & (off > spot.hv - 20)] = code("kerb", 128 if dark else 116)
+    if dark:
+        codes[inside & (off <= 10) & ((spot.u & 255) < 150)] = code("line")
     return codes
 
 
@@ -252,6 +268,7 @@ _DRAWN: dict[str, Callable[[Thing, Spot], np.ndarray]] = {
     "drive": _drive,
     "house": _house,
     "building": _building,
+    "road": _street,
     "parking lot": _parking_lot,
     "field": _field,
     "playground": _playground,

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+MASK_COLOURS = np.array([(0, 0, 0), (255, 255, 0), (255, 0, 0)], dtype=np.uint8)
+"""LEVIR-MCI's colours of none, road, building in masks."""
 GROUND = "ground"
 """Class of what is part of the ground, whichever that is in a scene."""
 

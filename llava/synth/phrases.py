@@ -58,6 +58,8 @@ ROAD_WAYS: dict[str, tuple[str, ...]] = {
     "rising": ("diagonally upward", "from bottom left to top right"),
     "falling": ("diagonally downward", "from top left to bottom right"),
     "curved": ("in a curve", "with a bend"),
+    "rows": ("from left to right", "from side to side"),
+    "columns": ("from top to bottom", "from the top edge to the bottom edge"),
 }
 
 VERB_FORMS = {
@@ -180,3 +182,6 @@ TEMPLATES: dict[tuple[str, str, str | None], tuple[str, ...]] = {
 }
 """(action, subject, former) to sentences. {s} the subject with its number, {n} without it, {l} the place, {c} what it
 stands on or beside, {g} the ground, {old} what was replaced; verbs in the plural, see `VERB_FORMS`."""
+
+ROADS: tuple[str, ...] = ("{s} {are} built {l}", "{l} {s} {have} been paved", "{s} {appear} {l}")
+"""The same for roads that end within the scene, and for several ones."""

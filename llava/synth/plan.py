@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from llava.synth.built import Recipe, plan_built, settle
 from llava.synth.dice import Dice
 from llava.synth.events import arc, plan_events
 from llava.synth.ground import Ground
@@ -20,12 +21,13 @@ THEMES = {
 """Per theme: grounds with weights, and in how many of 100 scenes an old road runs through."""
 
 
-def plan(dice: Dice, changed: bool) -> Scene:
+def plan(dice: Dice, changed: bool, built: tuple[Recipe, int] | None = None) -> Scene:
     """A new scene. An unchanged one is a changed one of which both dates show the same side.
 
     Args:
         dice: where every choice comes from.
         changed: whether something happens between the dates.
+        built: what is built, and in which cell, where nothing else may change; None for changes of any kind.
     """
     theme = dice.weighted(
         [("residential", 32), ("rural", 20), ("forest", 20), ("industrial", 18), ("desert", 10)]
@@ -33,12 +35,15 @@ def plan(dice: Dice, changed: bool) -> Scene:
     grounds, road_percent = THEMES[theme]
     site = Ground(dice, dice.weighted(grounds), theme)
     side = dice.pick(DATES)
-    changes = plan_events(site, road_percent)
+    changes = plan_events(site, road_percent) if built is None else plan_built(site, road_percent, *built)
     _fill(site)
     _trails(site)
     things = _with_woods(site)
     if not changed:
-        things = [replace(thing, presence="both") for thing in things if thing.at(side)]
+        if built is None:
+            things = [replace(thing, presence="both") for thing in things if thing.at(side)]
+        else:
+            things = settle(things, side)
         changes = []
     sun = (dice.pick((-1, 1)), dice.pick((-1, 1)))
     looks = tuple(dice.below(1 << 16) for _ in range(8))

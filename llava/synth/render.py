@@ -168,8 +168,7 @@ def _date(
             np.copyto(codes, woods.codes, where=mask)
         elif thing.id in stamps:
             stamp = stamps[thing.id]
-            height, width = stamp.mask.shape
-            window = (slice(stamp.y, stamp.y + height), slice(stamp.x, stamp.x + width))
+            window = stamp.window
             if thing.name in HEIGHTS:
                 fall = canvas.pixels(HEIGHTS[thing.name] * look.shadow // 8)
                 for reach in (fall // 2, fall):
@@ -178,7 +177,7 @@ def _date(
             np.copyto(codes[window], stamp.codes, where=stamp.mask)
             if len(roads) > 1 and stamp is roads[-1]:  # no kerbs or lines across a junction
                 for road in roads:
-                    np.copyto(codes, road.codes, where=surface(road.codes))
+                    np.copyto(codes[road.window], road.codes, where=surface(road.codes))
     return codes, shadow
 
 

@@ -12,6 +12,8 @@ CLASSES = (
 )  # fmt: skip
 """Class names by id, as in the class maps; 0 is the background."""
 
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Date = Literal["before", "after"]
 DATES: tuple[Date, Date] = ("before", "after")
 Presence = Literal["before", "after", "both"]

@@ -9,18 +9,33 @@ import numpy as np
 
 from llava.errors import ConfigError
 from llava.synth import describe
+from llava.synth.built import CELLS, RECIPES, Recipe
 from llava.synth.canvas import canvas
 from llava.synth.dice import Dice
 from llava.synth.plan import plan
 from llava.synth.render import Look, render, visible
-from llava.synth.scene import CLASSES, DATES, PLACES, Change, Date, Presence, Scene, Thing, cells_of
+from llava.synth.scene import (
+    CLASSES,
+    DATES,
+    PLACES,
+    SPLITS,
+    Change,
+    Date,
+    Presence,
+    Scene,
+    Split,
+    Thing,
+    cells_of,
+)
 from llava.synth.shapes import coarse
+from llava.synth.task_lists import Asked, ask
+from llava.tasks.labels import Labels, labels_from_mask
 
 VERSION = 2
 """Goes up when a pair of the same number changes."""
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SIZES = (32, 4096)
+Changes = Literal["any", "built"]
+CHANGES: tuple[Changes, ...] = ("any", "built")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +62,7 @@ class Pair:
     """One place at two dates, and the whole truth about it. The truth is in the frame of `before`.
 
     Attributes:
-        uid: "synth/SPLIT_NUMBER".
+        uid: "synth/SPLIT_NUMBER"; "synth-built/..." where roads and buildings alone change.
         before: uint8 [S, S, 3], RGB.
         after: uint8 [S, S, 3]; displaced by up to 3/256 of the side against the truth.
         changed: does anything but season, light and camera differ?
@@ -86,6 +101,11 @@ class Pair:
             found[either & self.binary_mask] = value
         return found
 
+    @cached_property
+    def labels(self) -> Labels:
+        """What `change_mask` says of roads and buildings: how many, and in which cells."""
+        return labels_from_mask(self.change_mask)
+
     @property
     def canonical(self) -> str:
         """The sentence of usual wordings: what a perfect describer with no taste of its own would say."""
@@ -111,15 +131,20 @@ class World:
         seed: any whole number >= 0.
         split: "train", "val" or "test"; splits share no scene.
         size: side of the images in pixels, 32 .. 4096.
+        changes: "any" kind, or "built": roads and buildings appear, and nothing else is a change, though plants and
+            water may come and go; `Pair.change_mask` is then the whole truth.
     """
 
     seed: int = 0
     split: Split = "train"
     size: int = 256
+    changes: Changes = "any"
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ConfigError(f"synth split {self.split!r} is not one of {', '.join(SPLITS)}")
+        if self.changes not in CHANGES:
+            raise ConfigError(f"synth changes {self.changes!r} is not one of {', '.join(CHANGES)}")
         if not SIZES[0] <= self.size <= SIZES[1]:
             raise ConfigError(f"synth size {self.size} is not within {SIZES[0]} .. {SIZES[1]} pixels")
         if self.seed < 0:
@@ -133,11 +158,12 @@ class World:
 
     def uid(self, index: int) -> str:
         """Name of pair `index`."""
-        return f"synth/{self.split}_{index:06d}"
+        folder = "synth" if self.changes == "any" else f"synth-{self.changes}"
+        return f"{folder}/{self.split}_{index:06d}"
 
     def scene(self, index: int) -> Scene:
         """The plan of pair `index`, without drawing it."""
-        return plan(Dice(*self._key(index), 2), self.changed(index))
+        return plan(Dice(*self._key(index), 2), self.changed(index), self._built(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The five captions of pair `index`, without drawing it."""
@@ -167,6 +193,22 @@ class World:
             key=key,
         )
 
+    def asked(self, index: int, mask: np.ndarray | None = None) -> Asked:
+        """What is asked of pair `index`, with the answers; only where nothing but roads and buildings changes.
+
+        Args:
+            index: the pair's number.
+            mask: its `change_mask`, if it is at hand.
+
+        Raises:
+            ConfigError: changes of this world are of any kind.
+        """
+        if self.changes != "built":
+            raise ConfigError("questions are about roads and buildings alone: take World(changes='built')")
+        mask = self.pair(index).change_mask if mask is None else mask
+        scene = self.scene(index)
+        return ask(mask, scene, self._captions(scene, index), self._key(index))
+
     def pairs(self, start: int, stop: int) -> Iterator[Pair]:
         """Pairs start .. stop - 1, one after the other."""
         for index in range(start, stop):
@@ -176,6 +218,17 @@ class World:
         if index < 0:
             raise ConfigError(f"pair {index} does not exist: numbers start at 0")
         return self.seed, SPLITS.index(self.split), index
+
+    def _built(self, index: int) -> tuple[Recipe, int] | None:
+        """What is built in pair `index`, and where: every recipe and every cell has its turn."""
+        if self.changes == "any":
+            return None
+        seed, split, _ = self._key(index)
+        chosen = []
+        for stream, choices in ((10, range(len(RECIPES))), (11, CELLS)):
+            turn, place = divmod(index // 2, len(choices))
+            chosen.append(Dice(seed, split, turn, stream).shuffled(choices)[place])
+        return RECIPES[chosen[0]], chosen[1]
 
     def _captions(self, scene: Scene, index: int) -> tuple[str, ...]:
         return describe.captions(scene.changes, Dice(*self._key(index), 6), scene.ground)

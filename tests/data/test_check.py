@@ -13,8 +13,14 @@ from PIL import Image
 
 from llava.data import check as module
 from llava.data.check import KINDS, Report, check
+from llava.data.convert import convert
+from llava.data.record import Record
+from llava.data.sources import Options
+from llava.data.task_answers import answer_faults, mask_differences
 from llava.errors import ConfigError, DataError
 from llava.synth import World
+from llava.synth.export import export_changechat, export_tasks
+from llava.tasks.labels import Labels
 
 SIDE = 64
 
@@ -112,8 +118,17 @@ def test_every_kind_is_found(folder: Folder):
         folder.image("near.jpg", picture.resize((96, 96)), quality=80)
     folder.pair("test.jsonl", 21, img2_path="near.jpg", img1_path=folder.image("21.png", Image.fromarray(
         World(9, "test", 96).pair(0).after)))  # fmt: skip
-    folder.pair("more.jsonl", 12, uid=folder.rows[file][-4]["uid"])
-    folder.rows["more.jsonl"] = [folder.rows[file][-3]]  # again
+    folder.pair(file, 15, task="count", conversation=[["How many?", "some"]])  # answer
+    half = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    half[: SIDE // 2] = 128
+    folder.pair(
+        file, 16, task="binary", conversation=[["Changed?", "No"]], change_flag=1,
+        mask_path=folder.image("m16.png", Image.fromarray(half)),
+    )  # answer-flag, answer-mask  # fmt: skip
+    for k, name in ((17, "train_000001"), (18, "train_loc_000002")):
+        folder.pair(file, k, uid=f"changechat/changechat_105k_{name}")  # alternatives
+    folder.pair("more.jsonl", 12, uid=folder.rows[file][-8]["uid"])
+    folder.rows["more.jsonl"] = [folder.rows[file][-7]]  # again
     folder.write()
     with (folder.path / "more.jsonl").open("a") as more:
         more.write("\n{")  # list
@@ -254,3 +269,98 @@ def test_any_list_gives_a_report(tmp_path_factory: pytest.TempPathFactory, rows:
     assert report.count("fault") > 0  # no such row has all it needs
     assert json.loads(json.dumps(report.to_dict()))["faults"] == report.count("fault")
     print(report.table())
+
+
+def test_task_records_of_the_synthetic_world_are_clean(tmp_path: Path):
+    folder = export_tasks({"train": 4, "test": 2}, tmp_path / "tasks", size=SIDE)
+    report = check([folder / "train.jsonl"], test=[folder / "test.jsonl"])
+    assert report.count("fault") == 0, report.table()
+    assert not _kinds(report) - Counter({"near-leak": 99}), (
+        report.table()
+    )  # nine questions about a pair are no repeat
+    one = {"caption": 1, "binary": 1, "count": 1, "loc": 1, "open": 4, "dialog": 1}
+    assert [item.tasks for item in report.lists] == [{task: k * n for task, n in one.items()} for k in (4, 2)]
+    (head,) = (line for line in report.table().splitlines() if line.startswith("records of tasks"))
+    assert head.split() == ["records", "of", "tasks", *one]
+    chat = export_changechat({"train": 3}, tmp_path / "chat", size=SIDE)
+    convert("changechat", chat, chat / "t.jsonl", split="train", options=Options(images="images"))
+    convert(
+        "changechat",
+        chat / "changechat_105k_train_loc.json",
+        chat / "l.jsonl",
+        options=Options(images="images"),
+    )
+    assert check([chat / "t.jsonl"]).findings == check([chat / "l.jsonl"]).findings == []
+    assert _kinds(check([chat / "t.jsonl", chat / "l.jsonl"])) == {"alternatives": 1}
+
+
+def test_the_same_question_twice_about_other_files_is_a_repeat(folder: Folder):
+    spoken = {"conversation": [["q", "a"]], "change_caption": []}
+    folder.pair("a.jsonl", 1, uid="one", **spoken)
+    folder.pair("a.jsonl", 1, uid="two", **spoken)
+    folder.pair("a.jsonl", 1, uid="three", img1_path="c.png", **spoken)
+    folder.write()
+    report = check([folder.path / "a.jsonl"])
+    assert [finding.uid for finding in report.findings if finding.kind == "repeat"] == ["three"]
+
+
+def _spoken(task: str, *answers: str, flag: bool | None = None) -> Record:
+    rounds = tuple(("q", answer) for answer in answers)
+    return Record(uid="a", img1_path="a", img2_path="b", task=task, conversation=rounds, change_flag=flag)
+
+
+@pytest.mark.parametrize(
+    ("record", "kinds"),
+    [
+        (_spoken("binary", "Yes", flag=True), []),
+        (_spoken("binary", "It depends"), ["answer"]),
+        (_spoken("binary", "No", flag=True), ["answer-flag"]),
+        (_spoken("binary", "Yes", "No"), ["answer"]),
+        (_spoken("count", "There are 2 new roads and no new building.", flag=True), []),
+        (_spoken("count", "There are 2 new roads and no new building.", flag=False), ["answer-flag"]),
+        (
+            _spoken("count", "There is no new road and no new building.", flag=True),
+            [],
+        ),  # small ones need no number
+        (_spoken("count", "quite a few"), ["answer"]),
+        (_spoken("loc", "roads: ['top-left']. buildings: []."), []),
+        (_spoken("loc", "roads: ['north']. buildings: []."), ["answer"]),
+        (_spoken("loc", "everywhere"), ["answer"]),
+        (_spoken("loc", "roads: [TL]. buildings: [].", flag=False), ["answer-flag"]),
+        (_spoken("open", "anything"), []),
+        (_spoken("open"), ["answer"]),
+        (_spoken("dialog", "No", "No road changed and no building changed.", "x", flag=False), []),
+        (_spoken("dialog", "Maybe", "many", "x"), ["answer", "answer"]),
+        (_spoken("dialog", "Yes", "2", "0", "x"), []),  # another script: nothing is known of its rounds
+    ],
+)
+def test_answers_are_held_against_task_and_flag(record: Record, kinds: list[str]):
+    assert [kind for kind, _ in answer_faults(record)] == kinds
+
+
+LABELS = Labels(True, 1, 2, ("top-left",), ())
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (_spoken("binary", "Yes"), ""),
+        (_spoken("binary", "No"), "the mask is not empty"),
+        (
+            _spoken("count", "There is 1 new road and 3 new buildings."),
+            "the mask shows 1 roads and 2 buildings",
+        ),
+        (_spoken("count", "There is 1 new road and 2 new buildings."), ""),
+        (_spoken("loc", "roads: ['top-left']. buildings: []."), ""),
+        (
+            _spoken("loc", "roads: ['top-left']. buildings: ['top-left']."),
+            "roads in top-left, buildings in no cell",
+        ),
+        (_spoken("dialog", "Yes", "1 road changed and 2 buildings changed.", "x"), ""),
+        (_spoken("dialog", "Yes", "1 road changed and no building changed.", "x"), "1 roads and 2 buildings"),
+        (_spoken("count", "some"), ""),
+    ],
+)
+def test_answers_are_held_against_the_mask(record: Record, told: str):
+    found = list(mask_differences(record, LABELS))
+    assert len(found) == bool(told) and told in "".join(found)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llava.data.record import Record, parse_record, read_records
 from llava.errors import DataError
+from llava.tasks.definitions import TASK_NAMES
 
 GOOD = {"uid": "a", "img1_path": "A/a.png", "img2_path": "B/a.png", "change_flag": 1, "change_caption": ["x"]}
 
@@ -27,6 +28,15 @@ def test_a_list_and_json_lines_read_the_same(tmp_path: Path, form: str):
     assert parse_record(first.to_dict(), "here") == first
 
 
+@pytest.mark.parametrize("task", [None, *TASK_NAMES])
+def test_a_task_is_kept_and_written_only_where_there_is_one(task: str | None):
+    record = parse_record({**GOOD, "conversation": [["q", "a"]], "task": task}, "here")
+    assert record.task == task
+    written = record.to_dict()
+    assert written.get("task") == task and ("task" in written) == (task is not None)
+    assert parse_record(json.loads(json.dumps(written)), "here") == record
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -36,6 +46,11 @@ def test_a_list_and_json_lines_read_the_same(tmp_path: Path, form: str):
         (json.dumps({**GOOD, "uid": "b", "img2_path": 3}), r"line 2: field 'img2_path' is 3"),
         (json.dumps({**GOOD, "uid": "b", "change_caption": ["x", " "]}), r"line 2: field 'change_caption'"),
         (json.dumps({**GOOD, "uid": "b", "change_flag": "yes"}), r"line 2: field 'change_flag' is 'yes'"),
+        (
+            json.dumps({**GOOD, "uid": "b", "task": "where"}),
+            r"line 2: field 'task' is 'where', expected one of caption",
+        ),
+        (json.dumps({**GOOD, "uid": "b", "task": ["loc"]}), r"line 2: field 'task' is \['loc'\]"),
         (json.dumps(GOOD), r"line 2: uid 'a' was used before, at .*line 1"),
     ],
 )

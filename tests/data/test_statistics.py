@@ -1,5 +1,6 @@
 """Numbers of a list counted by hand, and a contact sheet that shows its pairs where they belong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_numbers_are_those_counted_by_hand(tmp_path: Path):
 def test_the_95th_percentile_is_not_exceeded_by_95_percent():
     assert Lengths.of(list(range(1, 101))).p95 == 95
     assert Lengths.of([3]).p95 == 3
+
+
+def test_records_of_each_task_are_counted():
+    records = [_record(str(k), (), None, task=task) for k, task in enumerate(("loc", "open", "loc"))]
+    records.append(_record("x", ("a",), True))
+    found = describe(records)
+    assert found.tasks == (("loc", 2), ("open", 1))
+    assert [line.split() for line in found.table().splitlines() if "task" in line] == [
+        ["task", "loc", "2"],
+        ["task", "open", "1"],
+    ]
+    assert "task" not in describe(records[-1:]).table()
+    again = describe([*records, replace(records[0], uid="again")])
+    assert (again.pairs, again.distinct_pairs) == (5, 4)
+    assert "  of images         4" in again.table() and "of images" not in found.table()
 
 
 def test_spread_takes_evenly():

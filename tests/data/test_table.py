@@ -21,6 +21,7 @@ from llava.data import table as module
 from llava.data.record import Record, read_records
 from llava.data.table import CacheError, RecordList, RecordTable, default_cache, open_records
 from llava.errors import DataError, MissingDependencyError
+from llava.tasks.definitions import TASK_NAMES
 
 pytest.importorskip("pyarrow")
 
@@ -35,6 +36,7 @@ bodies = st.builds(
     change_flag=st.sampled_from([None, True, False]),
     mask_path=st.none() | texts,
     conversation=st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
+    task=st.sampled_from([None, *TASK_NAMES]),
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llava.data.sources import (
     cc_foundation,
+    change_imti,
     changechat,
     changesim,
     clevr_change,
@@ -39,6 +40,7 @@ SOURCES: dict[str, Source] = {
     "changesim": changesim.SOURCE,
     "stvchrono": stvchrono.SOURCE,
     "changechat": changechat.SOURCE,
+    "change-imti": change_imti.SOURCE,
     "cc-foundation": cc_foundation.SOURCE,
     "llava": llava_form.SOURCE,
     "messages": messages.SOURCE,
@@ -59,7 +61,7 @@ def read(name: str, source: str | Path, options: Options | None = None) -> Itera
         DataError: while reading: file, entry and field of a fault.
     """
     chosen, options = pick(SOURCES, name, what="data source"), options or Options()
-    for option in ("strip", "caption_question"):
+    for option in ("strip", "caption_question", "task_questions", "tasks"):
         if getattr(options, option) and option not in chosen.options:
             raise ConfigError(f"source {name!r} has no use for {option!r}; leave it away")
     return chosen.read(Path(source), options)

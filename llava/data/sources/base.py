@@ -1,13 +1,14 @@
 """What the readers of published corpora share: their results, their options, and checked fields."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llava.data.record import Record
 from llava.errors import DataError
+from llava.tasks.definitions import TASK_NAMES
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -53,6 +54,10 @@ class Options:
     """Folder taken off the front of image paths, absolute or not, before `images` is put there."""
     caption_question: str | None = None
     """Answers to this question become captions of their pair; other conversations stay conversations."""
+    task_questions: Mapping[str, str] = field(default_factory=dict)
+    """Question -> the task of records that ask it, where a source has no way to know."""
+    tasks: bool = False
+    """Make records of the tasks whose answers the masks hold, besides the captions."""
     faults: Faults = field(default_factory=Faults)
 
 
@@ -114,6 +119,13 @@ class Entry:
         if isinstance(value, bool | int) and value in (0, 1):
             return bool(value)
         raise self.fault(f"field {key!r} is {value!r}, expected 0, 1, true or false")
+
+    def task(self, key: str) -> str | None:
+        """The name of a task, where there is one."""
+        value = self.fields.get(key)
+        if value is not None and value not in TASK_NAMES:
+            raise self.fault(f"field {key!r} is {value!r}, expected one of {', '.join(TASK_NAMES)}")
+        return value
 
     def captions(self, key: str) -> tuple[str, ...]:
         """A list of captions; one that is empty or no text is a fault and left out, none left is one too."""

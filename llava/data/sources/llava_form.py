@@ -1,9 +1,10 @@
-"""LLaVA's form of conversations, for pairs; also the form of ChangeChat's training file.
+"""LLaVA's form of conversations, for pairs; also ShareGPT's, and the form of ChangeChat's training file.
 
     {"id": 0, "image": ["BEFORE", "AFTER"], "changeflag": 1,
      "conversations": [{"from": "human", "value": "<image> <image> QUESTION"}, {"from": "gpt", "value": "ANSWER"}, ...]}
 
-A JSON list or JSON Lines. `changeflag` may be absent, other fields are ignored. An `id` need not be unique in published
+A JSON list or JSON Lines. ShareGPT's form, as LLaMA-Factory reads it, has `images` instead of `image`. `changeflag` and
+`task` may be absent, other fields are ignored. An `id` need not be unique in published
 files: uids are NAME/FILE_NUMBER, by the entry's place. The form is that of LLaVA's documentation of own data.
 """
 
@@ -30,15 +31,14 @@ def read_pairs(source: Path, options: Options, name: str) -> Iterator[Item]:
 
 def from_entry(entry: Entry, uid: str) -> Item:
     """The item of one entry."""
-    before, after = pair_of(entry, "image")
+    before, after = pair_of(entry, "images" if "images" in entry.fields else "image")
     turns = []
     for number, turn in enumerate(entry.items("conversations")):
         what = f"conversations[{number}]"
         if not isinstance(turn, dict):
             raise entry.fault(f"{what} is {turn!r}, expected {{'from', 'value'}}")
         turns.append((turn.get("from"), turn.get("value"), what))
-    flag = entry.flag("changeflag")
-    return conversation_item(uid, before, after, flag, rounds_of(turns, entry.where), entry.options)
+    return conversation_item(entry, uid, (before, after), rounds_of(turns, entry.where))
 
 
 def pair_of(entry: Entry, key: str) -> tuple[str, str]:
@@ -54,27 +54,26 @@ def pair_of(entry: Entry, key: str) -> tuple[str, str]:
 
 
 def conversation_item(
-    uid: str,
-    before: str,
-    after: str,
-    flag: bool | None,
-    rounds: tuple[tuple[str, str], ...],
-    options: Options,
+    entry: Entry, uid: str, images: tuple[str, str], rounds: tuple[tuple[str, str], ...]
 ) -> Item:
     """A record with a conversation; with a caption, if its only question is `options.caption_question`."""
-    question = options.caption_question
-    if question is not None and len(rounds) == 1 and same_question(rounds[0][0], question):
-        return Item(
-            Record(
-                uid=uid, img1_path=before, img2_path=after, change_caption=(rounds[0][1],), change_flag=flag
-            )
-        )
-    return Item(Record(uid=uid, img1_path=before, img2_path=after, change_flag=flag, conversation=rounds))
+    question = entry.options.caption_question
+    is_caption = question is not None and len(rounds) == 1 and same_question(rounds[0][0], question)
+    record = Record(
+        uid=uid,
+        img1_path=images[0],
+        img2_path=images[1],
+        change_caption=(rounds[0][1],) if is_caption else (),
+        change_flag=entry.flag("changeflag"),
+        conversation=() if is_caption else rounds,
+        task=entry.task("task"),
+    )
+    return Item(record)
 
 
 SOURCE = Source(
     read=read,
-    about="conversations in LLaVA's form, two images each",
+    about="conversations in LLaVA's or ShareGPT's form, two images each",
     takes="a JSON list or JSON Lines",
     options=("strip", "caption_question"),
 )

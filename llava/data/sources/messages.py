@@ -4,8 +4,8 @@
      "images": ["BEFORE", "AFTER"]}
 
 A JSON list or JSON Lines. `content` is text with `<image>` marks, or the list of parts of chat templates
-({"type": "image"}, {"type": "text", "text": "..."}). Entries have no id: uids are messages/FILE_NUMBER. The form is
-that of both projects' documentation.
+({"type": "image"}, {"type": "text", "text": "..."}). `changeflag` and `task` may be there, as our own exports write
+them. Entries have no id: uids are messages/FILE_NUMBER. The form is that of both projects' documentation.
 """
 
 from collections.abc import Iterator
@@ -25,15 +25,14 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
     def make(entry: Entry) -> Item:
         uid = f"messages/{source.stem}_{entry.number:06d}"
-        before, after = pair_of(entry, "images")
+        images = pair_of(entry, "images")
         turns = []
         for number, message in enumerate(entry.items("messages")):
             what = f"messages[{number}]"
             if not isinstance(message, dict):
                 raise entry.fault(f"{what} is {message!r}, expected {{'role', 'content'}}")
             turns.append((message.get("role"), _text(message.get("content"), what, entry.where), what))
-        flag = entry.flag("changeflag")
-        return conversation_item(uid, before, after, flag, rounds_of(turns, entry.where), options)
+        return conversation_item(entry, uid, images, rounds_of(turns, entry.where))
 
     return each(entries(source), make, options)
 

@@ -46,6 +46,7 @@ def _item(
     split: str | None = None,
     mask: str | None = None,
     conversation: tuple[tuple[str, str], ...] = (),
+    task: str | None = None,
 ) -> Item:
     return Item(
         Record(
@@ -56,6 +57,7 @@ def _item(
             change_flag=flag,
             mask_path=mask,
             conversation=conversation,
+            task=task,
         ),
         split,
     )
@@ -302,8 +304,15 @@ def _changechat_train() -> Corpus:
             *pair,
             flag=True,
             conversation=(("Has it changed?", "Yes"), ("What?", "A road.")),
+            task="dialog",
         ),
-        _item("changechat/changechat_105k_train_000000", *pair, ("a road appears", "there is a road"), True),
+        _item(
+            "changechat/changechat_105k_train_000000",
+            *pair,
+            ("a road appears", "there is a road"),
+            True,
+            task="caption",
+        ),
     ]
     file = "changechat_105k_train.json"
     return Corpus(
@@ -325,8 +334,43 @@ def _changechat_test() -> Corpus:
         "test/B/test_000004.png",
         ("a", "b", "c", "d", "e"),
         False,
+        task="caption",
     )
     return Corpus("changechat", {file: [entry]}, [item], file)
+
+
+def _change_imti() -> Corpus:
+    def entry(*turns: str) -> dict[str, Any]:
+        spoken = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
+        return {"conversations": spoken, "images": [f"/disk/mci/images/train/{k}/train_1.png" for k in "AB"]}
+
+    both = "these two images:<image> and <image>"
+    dialogue = (f"Any changes in {both}?", "Yes", "How many roads?", "2", "Buildings?", "0", "Describe.", "x")
+    roads = (f"Tell where the roads have changed in {both},if no change say so.", "top left corner,left")
+    files = {
+        "caption.json": [entry("Please describe the changes in <image> and <image>", "a road appears")],
+        "binary_class.json": [entry(f"Is there any change in {both}. Please answer yes or no.", "No")],
+        "loc_road.json": [entry(*roads)],
+        "mul.json": [entry(*dialogue)],
+    }
+    pair = "mci/images/train/A/train_1.png", "mci/images/train/B/train_1.png"
+    where = "Tell where the roads have changed in these two images,if no change say so."
+    four = (
+        ("Any changes in these two images?", "Yes"),
+        ("How many roads?", "2"),
+        ("Buildings?", "0"),
+        ("Describe.", "x"),
+    )
+    no = (("Is there any change in these two images. Please answer yes or no.", "No"),)
+    items = [
+        _item("change-imti/caption_000000", *pair, ("a road appears",), task="caption"),
+        _item("change-imti/binary_class_000000", *pair, conversation=no, task="binary"),
+        _item(
+            "change-imti/loc_road_000000", *pair, conversation=((where, "top left corner,left"),), task="open"
+        ),
+        _item("change-imti/mul_000000", *pair, conversation=four),
+    ]
+    return Corpus("change-imti", files, items, options={"strip": "/disk/mci", "images": "mci"})
 
 
 def _foundation() -> Corpus:
@@ -361,6 +405,14 @@ def _llava() -> Corpus:
     return Corpus("llava", {"pairs.json": document}, [item], "pairs.json")
 
 
+def _sharegpt() -> Corpus:
+    turns = [{"from": "human", "value": "<image><image>How many?"}, {"from": "gpt", "value": "Two."}]
+    document = [{"conversations": turns, "images": ["a.png", "b.png"], "changeflag": 1, "task": "open"}]
+    rounds = (("How many?", "Two."),)
+    item = _item("llava/s_000000", "a.png", "b.png", flag=True, conversation=rounds, task="open")
+    return Corpus("llava", {"s.json": document}, [item], "s.json")
+
+
 def _messages() -> Corpus:
     parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "How many?"}]
     document = [
@@ -391,9 +443,11 @@ _MAKERS: dict[str, Callable[[], Corpus]] = {
     "changesim": _changesim,
     "changechat": _changechat_train,
     "changechat-captions": _changechat_test,
+    "change-imti": _change_imti,
     "cc-foundation": _foundation,
     "llava": _llava,
+    "sharegpt": _sharegpt,
     "messages": _messages,
 }
 CORPORA = {name: make() for name, make in _MAKERS.items()}
-"""One for every source; ChangeChat has two forms."""
+"""One for every source; ChangeChat has two forms, and so has the one of conversations."""

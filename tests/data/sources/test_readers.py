@@ -86,6 +86,9 @@ LEVIR = "levir-cc"
         ("changechat", (1, "conversations", 2, "value"), "<image>?", r"<image> stands 2 times .* and 1 times after"),
         ("changechat", (1, "conversations", 0, "value"), "<image> <image>", r"nothing but image marks"),
         ("changechat", (0,), {"id": 1}, r"entry 0: has neither 'captions' nor 'conversations'"),
+        ("sharegpt", (0, "images"), ["a.png"], r"entry 0: field 'images' holds 1 images; a change sample needs 2"),
+        ("sharegpt", (0, "task"), "where", r"entry 0: field 'task' is 'where', expected one of caption"),
+        ("change-imti", (0, "conversations", 0, "value"), "x <image>", r"entry 0: <image> stands 1 times"),
         ("messages", (0, "messages"), [{"role": "user", "content": "x"}], r"the turns are user; question and answer"),
         ("messages", (1, "messages", 0, "content"), [{"type": "video"}], r"messages\[0\] has a part"),
         ("cc-foundation", (1, "img1_path"), "/other/a.png", r"entry 1: .*does not begin with the folder to strip"),
@@ -144,7 +147,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, name: str):
 
 
 def test_unknown_sources_and_useless_options_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="known: cc-foundation, changechat"):
+    with pytest.raises(ConfigError, match="known: cc-foundation, change-imti"):
         read("levir", tmp_path)
     with pytest.raises(ConfigError, match="no use for 'strip'"):
         read("levir-cc", tmp_path, Options(strip="/x"))

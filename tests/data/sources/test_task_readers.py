@@ -1,0 +1,209 @@
+"""Published conversations find their task, as our export of them has it; masks of LEVIR-MCI answer the closed ones."""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from llava.cli import main
+from llava.data.record import Record, read_records
+from llava.data.sources import Faults, Options, read
+from llava.errors import ConfigError, DataError
+from llava.synth.export import export_changechat, export_levir_mci, export_tasks
+from llava.tasks.definitions import TASK_NAMES, TASKS
+from llava.tasks.labels import class_map, labels_from_mask
+
+COUNTS = {"train": 10, "test": 4}
+ALL = {"caption": 10, "binary": 10, "count": 10, "loc": 10, "open": 40, "dialog": 10}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_changechat(COUNTS, tmp_path_factory.mktemp("chat"), seed=1, size=64)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tasks(COUNTS, tmp_path_factory.mktemp("ours"), seed=1, size=64)
+
+
+def _known(records: list[Record]) -> list[Any]:
+    """What two lists of the same questions share: all but uid, mask and order."""
+    return sorted((replace(record, uid="", mask_path=None) for record in records), key=repr)
+
+
+def test_all_eight_files_give_our_records(chat: Path, ours: Path):
+    found = defaultdict(list)
+    for item in read("changechat", chat, Options(images="images")):
+        found[item.split].append(item.record)
+    assert set(found) == set(COUNTS)
+    for split in COUNTS:
+        assert _known(found[split]) == _known(read_records(ours / f"{split}.jsonl"))
+    uids = [record.uid for split in COUNTS for record in found[split]]
+    assert len(set(uids)) == len(uids)
+    assert "changechat/changechat_105k_test_loc_000003" in uids
+
+
+@pytest.mark.parametrize("name", ["train", "train_loc"])
+def test_tasks_of_a_training_file_are_inferred(chat: Path, name: str):
+    items = list(read("changechat", chat / f"changechat_105k_{name}.json"))
+    assert Counter(item.record.task for item in items) == ALL
+    assert all(len(item.record.change_caption) == 5 for item in items if item.record.task == "caption")
+
+
+def test_without_test_files_the_rest_of_the_rules_and_given_questions_tell(chat: Path, tmp_path: Path):
+    alone = tmp_path / "changechat_105k_train.json"
+    alone.write_bytes((chat / alone.name).read_bytes())
+    found = Counter(item.record.task for item in read("changechat", alone))
+    assert found == Counter(ALL) - Counter(binary=10) + Counter(
+        open=10
+    )  # nothing tells that "Yes" is an answer to `binary`
+    given_ = Options(task_questions={f" {TASKS['binary'].question.upper()}": "binary"})
+    assert Counter(item.record.task for item in read("changechat", alone, given_)) == ALL
+    asked = Options(
+        caption_question=TASKS["count"].question.replace("How", "how"), task_questions=given_.task_questions
+    )
+    kinds = Counter(item.record.task for item in read("changechat", alone, asked))
+    assert kinds["open"] == 40 + 50  # captions, with another caption question, are open questions
+    assert kinds["count"] == 10  # what counts comes before what the caption question is
+
+
+def test_a_question_asked_no_more_often_than_others_is_not_the_one_for_captions(chat: Path, tmp_path: Path):
+    rows = json.loads((chat / "changechat_105k_train.json").read_text())
+    path = tmp_path / "changechat_105k_train.json"
+    yes = [row for row in rows if [turn["value"] for turn in row["conversations"][1:]] == ["Yes"]]
+    for chosen in (rows[:1], rows[:2] + yes[:2]):
+        path.write_text(json.dumps(chosen))
+        assert {item.record.task for item in read("changechat", path)} <= {"open", "dialog"}
+
+
+def test_a_file_of_one_task_is_told_by_its_name_alone(chat: Path, tmp_path: Path):
+    for task in TASK_NAMES[1:]:
+        path = tmp_path / f"changechat_105k_test_{task}.json"
+        path.write_bytes((chat / path.name).read_bytes())
+        assert {item.record.task for item in read("changechat", path)} == {task}
+        path.unlink()
+
+
+def test_a_folder_gives_one_of_the_two_training_files(chat: Path, tmp_path: Path):
+    for name in ("train", "train_loc"):
+        (tmp_path / f"changechat_105k_{name}.json").write_bytes(
+            (chat / f"changechat_105k_{name}.json").read_bytes()
+        )
+    assert {item.record.uid[:32] for item in read("changechat", tmp_path)} == {
+        "changechat/changechat_105k_train"
+    }
+    assert not any("train_loc" in item.record.uid for item in read("changechat", tmp_path))
+    (tmp_path / "changechat_105k_train.json").unlink()
+    assert all("train_loc" in item.record.uid for item in read("changechat", tmp_path))
+    (tmp_path / "changechat_105k_train_loc.json").unlink()
+    with pytest.raises(DataError, match=r"holds none of changechat_105k_train\.json"):
+        list(read("changechat", tmp_path))
+
+
+def test_a_damaged_file_beside_is_named(chat: Path, tmp_path: Path):
+    for name in ("train", "test_binary"):
+        (tmp_path / f"changechat_105k_{name}.json").write_bytes(
+            (chat / f"changechat_105k_{name}.json").read_bytes()
+        )
+    (tmp_path / "changechat_105k_test_binary.json").write_text("[")
+    with pytest.raises(DataError, match=r"changechat_105k_test_binary\.json, line 1"):
+        list(read("changechat", tmp_path / "changechat_105k_train.json"))
+
+
+TEXT = st.sampled_from(
+    ["a", "roads: ['top-left']", "How many roads and buildings?", "2 new roads", "<image>", " "]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rounds=st.lists(st.lists(TEXT | st.text(max_size=5), min_size=2, max_size=6), max_size=4))
+def test_any_conversations_have_a_task_or_a_fault(
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[list[str]]
+):
+    rows = [
+        {
+            "image": ["a", "b"],
+            "conversations": [
+                {"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)
+            ],
+        }
+        for texts in rounds
+    ]
+    path = tmp_path_factory.mktemp("any") / "changechat_105k_train.json"
+    path.write_text(json.dumps([*rows, {"image_A": "a", "image_B": "b", "captions": ["x"]}]))
+    options = Options(faults=Faults(skip=True))
+    records = [item.record for item in read("changechat", path, options)]
+    assert {record.task for record in records} <= set(TASK_NAMES)
+    told = sum(max(len(record.change_caption), 1) for record in records) + len(options.faults.messages)
+    assert told == len(rows) + 1
+
+
+def test_masks_of_levir_mci_answer_the_closed_tasks(tmp_path: Path):
+    folder = export_levir_mci({"train": 5, "test": 3}, tmp_path / "mci", size=64)
+    items = list(read("levir-mci", folder, Options(images="mci", tasks=True)))
+    assert Counter(item.record.task for item in items) == dict.fromkeys(
+        ("caption", "binary", "count", "loc", "dialog"), 8
+    )
+    assert Counter(item.split for item in items) == {"train": 25, "test": 15}
+    for item in items:
+        record = item.record
+        mask = np.asarray(Image.open(tmp_path / str(record.mask_path)))
+        labels = labels_from_mask(class_map(mask))
+        assert record.uid.endswith(f"_{record.task}")
+        if record.task == "caption":
+            assert len(record.change_caption) == 5
+        elif record.task == "binary":
+            assert record.conversation == ((TASKS["binary"].question, "Yes" if labels.changed else "No"),)
+        elif record.task == "dialog":
+            assert len(record.conversation) == 3
+    assert len(list(read("levir-mci", folder))) == 8  # as ever
+
+
+def test_a_mask_that_is_missing_or_of_other_values_is_a_fault(tmp_path: Path):
+    folder = export_levir_mci({"test": 3}, tmp_path, size=64)
+    (folder / "images/test/label/test_000000.png").unlink()
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "images/test/label/test_000001.png")
+    with pytest.raises(DataError, match=r"label.test_000000\.png"):
+        list(read("levir-mci", folder, Options(tasks=True)))
+    options = Options(tasks=True, faults=Faults(skip=True))
+    assert len(list(read("levir-mci", folder, options))) == 5
+    assert len(options.faults.messages) == 2
+    assert "test_000001.png: the mask holds [1, 2, 3]" in options.faults.messages[1]
+
+
+def test_options_that_a_source_has_no_use_for_are_refused(tmp_path: Path):
+    for options in (Options(tasks=True), Options(task_questions={"x": "loc"})):
+        with pytest.raises(ConfigError, match="has no use for 'task"):
+            read("levir-cc", tmp_path, options)
+
+
+def test_an_unknown_file_of_change_imti_is_refused(tmp_path: Path):
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(DataError, match=r"the name tells the task; known: caption\.json"):
+        list(read("change-imti", tmp_path / "other.json"))
+
+
+def test_command_line(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "{split}.jsonl"
+    assert main(["data", "convert", "changechat", str(chat), "--out", str(out), "--images", "images"]) == 0
+    assert len(read_records(tmp_path / "test.jsonl")) == 4 * 9
+    alone = tmp_path / "changechat_105k_train.json"
+    alone.write_bytes((chat / alone.name).read_bytes())
+    convert = ["data", "convert", "changechat", str(alone), "--out", str(tmp_path / "t.jsonl")]
+    assert main([*convert, "--task-question", f"binary={TASKS['binary'].question}"]) == 0
+    assert Counter(record.task for record in read_records(tmp_path / "t.jsonl")) == ALL
+    capsys.readouterr()
+    for odd in ("binary", "=x", "where=x", "loc="):
+        assert main([*convert, "--overwrite", "--task-question", odd]) == 1
+        assert "--task-question TASK=QUESTION" in capsys.readouterr().err
+    mci = export_levir_mci({"test": 2}, tmp_path / "mci", size=48)
+    assert main(["data", "convert", "levir-mci", str(mci), "--tasks", "--out", str(mci / "test.jsonl")]) == 0
+    assert len(read_records(mci / "test.jsonl")) == 10
