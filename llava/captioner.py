@@ -13,25 +13,22 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
-from llava.data.conversation import QUESTION, pair_conversation
+from llava.data.conversation import QUESTION
 from llava.data.images import load_pair
 from llava.errors import CheckpointError, ConfigError, DownloadError, LlavaError, MissingDependencyError
-from llava.generation import Encoded, Generated, Generation, encode, generate
+from llava.family import AnyModel, AnyProcessor, Rounds, family_at, family_of
+from llava.generation import Encoded, Generated, Generation, generate
 from llava.model.change_map import change_map
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.checkpoint import HUB_OPTIONS
-from llava.model.processing import ChangeVLMProcessor
 from llava.tasks.caption import says_change
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from transformers import BatchFeature
     from typing_extensions import Unpack
 
     from llava.data.images import ImageSource
@@ -82,10 +79,10 @@ class PairPixels(NamedTuple):
 
 
 class ChangeCaptioner:
-    """A model, its processor, and what one does with them.
+    """A model, its processor, and what one does with them: the same for every family of models.
 
     Args:
-        model: in the precision and on the device it is to run.
+        model: a ChangeVLM or a DeltaVLM, in the precision and on the device it is to run.
         processor: that of the model.
         name: what answers carry as their model; the model's path by default.
         generation: settings of every call that gives none of its own.
@@ -97,8 +94,8 @@ class ChangeCaptioner:
 
     def __init__(
         self,
-        model: ChangeVLMForConditionalGeneration,
-        processor: ChangeVLMProcessor,
+        model: AnyModel,
+        processor: AnyProcessor,
         *,
         name: str | None = None,
         generation: Generation | None = None,
@@ -114,12 +111,13 @@ class ChangeCaptioner:
                 f"for an image, the model expects {config.image_seq_length} of id {config.image_token_id}; "
                 "load both from one folder"
             )
-        self.model = model.eval()
+        self.model: AnyModel = model.eval()
         self.processor = processor
+        self.family = family_of(config)
         self.name = name or str(config.name_or_path)
         self.generation = generation or Generation()
         self.allow_url = allow_url
-        self._ends = _end_ids(model, processor)
+        self._ends = self._end_ids()
         self._pad = int(
             self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._ends[0]
         )
@@ -168,7 +166,7 @@ class ChangeCaptioner:
         processor = load_processor(source, **hub)
         model = load_model(source, dtype=dtype, **model_kwargs)
         if "device_map" not in model_kwargs and not getattr(model, "is_quantized", False):
-            model.to(device)  # type: ignore[arg-type]  # the library wraps it in a way that hides `self`
+            model.to(device)
         return cls(model, processor, name=str(name_or_path), generation=generation, allow_url=allow_url)
 
     def caption(
@@ -193,22 +191,30 @@ class ChangeCaptioner:
         after: ImageSource,
         question: str,
         *,
+        history: Rounds | None = None,
         return_map: bool = False,
         **options: Unpack[Options],
     ) -> Answer:
-        """Answer one question about a pair; for several use `chat`, which reads the pair once. As
-        `caption`."""
+        """Answer one question about a pair; for several use `chat`, which reads the pair once. As `caption`.
+
+        Args:
+            history: rounds of (question, answer) before it, oldest first.
+        """
         started = time.perf_counter()
         if return_map:
             self._need_fusion()
-        return self.chat(before, after)._ask(question, options, started, return_map=return_map)
+        chat = self.chat(before, after, history or ())
+        return chat._ask(question, options, started, return_map=return_map)
 
-    def chat(self, before: ImageSource, after: ImageSource) -> ChangeChat:
-        """A conversation about a pair, which is read and encoded here and never again."""
-        pictures = load_pair(before, after, allow_url=self.allow_url)
-        inputs = self._inputs([pictures], [pair_conversation()])
-        encoded = encode(self.model, inputs["input_ids"], inputs["pixel_values"])
-        return ChangeChat(self, encoded, (pictures[1].height, pictures[1].width))
+    def chat(self, before: ImageSource, after: ImageSource, history: Rounds = ()) -> ChangeChat:
+        """A conversation about a pair, which is read and encoded here and never again.
+
+        Args:
+            history: rounds of (question, answer) that it goes on from, oldest first.
+        """
+        pair = self.read(before, after)
+        encoded = self.family.encode(self.model, self.prompt_ids(), pair.values[None])
+        return ChangeChat(self, encoded, pair.size, history)
 
     def stream(
         self, before: ImageSource, after: ImageSource, question: str | None = None, **options: Unpack[Options]
@@ -222,6 +228,7 @@ class ChangeCaptioner:
         batch_size: int = 8,
         *,
         question: str | Sequence[str] = QUESTION,
+        history: Sequence[Rounds] | None = None,
         **options: Unpack[Options],
     ) -> list[Answer]:
         """Captions of many pairs, `batch_size` at a time; greedy answers are those of `caption`, one by one.
@@ -229,19 +236,20 @@ class ChangeCaptioner:
         Args:
             pairs: (before, after), each as for `caption`.
             question: one for all pairs, or one a pair.
+            history: for each pair, the rounds of (question, answer) before its question.
 
         Raises:
             ImageError: an image cannot be used; it is named, and nothing of its batch is returned.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        questions = [question] * len(pairs) if isinstance(question, str) else list(question)
-        if len(questions) != len(pairs):
-            raise ConfigError(f"{len(questions)} questions for {len(pairs)} pairs; give one, or one a pair")
+        asked = _asked(question, history, len(pairs))
         how = self.generation.but(options)
         answers: list[Answer] = []
         for i in range(0, len(pairs), batch_size):
-            answers += self._batch(pairs[i : i + batch_size], questions[i : i + batch_size], how)
+            started = time.perf_counter()
+            read = [self.read(*pair) for pair in pairs[i : i + batch_size]]
+            answers += self._answer_batch(read, asked[i : i + batch_size], how, started)
         return answers
 
     def read(self, before: ImageSource, after: ImageSource) -> PairPixels:
@@ -255,15 +263,16 @@ class ChangeCaptioner:
         values: torch.Tensor = self.processor.image_processor.preprocess(list(pair))["pixel_values"]
         return PairPixels(values, (pair[1].height, pair[1].width))
 
-    def prompt_ids(self, question: str = QUESTION) -> list[int]:
-        """The tokens of a question about a pair, each image as its placeholders."""
-        return self._ids(pair_conversation(question))
+    def prompt_ids(self, question: str = QUESTION, history: Rounds = ()) -> list[int]:
+        """The tokens of a question about a pair, after the rounds of `history`; images as their placeholders."""
+        return self.family.prompt_ids(self.processor, question, history)
 
     def answer_batch(
         self,
         pairs: Sequence[PairPixels],
         question: str | Sequence[str] = QUESTION,
         *,
+        history: Sequence[Rounds] | None = None,
         map_side: int | None = None,
         **options: Unpack[Options],
     ) -> list[Answer]:
@@ -271,6 +280,7 @@ class ChangeCaptioner:
 
         Args:
             question: one for all pairs, or one a pair.
+            history: for each pair, the rounds of (question, answer) before its question, oldest first.
             map_side: put change maps into the answers, with a longer side of so many pixels.
             options: fields of `llava.generation.Generation` for this call.
 
@@ -278,12 +288,10 @@ class ChangeCaptioner:
             ConfigError: a wrong option, or maps of a model without fusion.
         """
         started = time.perf_counter()
-        questions = [question] * len(pairs) if isinstance(question, str) else list(question)
-        if len(questions) != len(pairs):
-            raise ConfigError(f"{len(questions)} questions for {len(pairs)} pairs; give one, or one a pair")
+        asked = _asked(question, history, len(pairs))
         if map_side is not None:
             self._need_fusion()
-        return self._answer_batch(pairs, questions, self.generation.but(options), started, map_side)
+        return self._answer_batch(pairs, asked, self.generation.but(options), started, map_side)
 
     @torch.no_grad()
     def change_map(self, before: ImageSource, after: ImageSource, *, score: str | None = None) -> np.ndarray:
@@ -297,34 +305,27 @@ class ChangeCaptioner:
             ConfigError: the model has no fusion, or an unknown score.
         """
         self._need_fusion()
-        pictures = load_pair(before, after, allow_url=self.allow_url)
-        pixels = self._inputs([pictures], [pair_conversation()])["pixel_values"]
-        change = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype)).change
-        return self._map(change, (pictures[1].height, pictures[1].width), score)
+        pair = self.read(before, after)
+        pixels = pair.values[None].to(self.model.device, self.model.dtype)
+        return self._map(self.model.get_image_features(pixels).change, pair.size, score)
 
     @property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
 
-    def _batch(
-        self, pairs: Sequence[tuple[ImageSource, ImageSource]], questions: Sequence[str], how: Generation
-    ) -> list[Answer]:
-        started = time.perf_counter()
-        return self._answer_batch([self.read(*pair) for pair in pairs], questions, how, started)
-
     def _answer_batch(
         self,
         pairs: Sequence[PairPixels],
-        questions: Sequence[str],
+        asked: Sequence[_Asked],
         how: Generation,
         started: float,
         map_side: int | None = None,
     ) -> list[Answer]:
-        known = {question: self.prompt_ids(question) for question in set(questions)}
-        prompts = [known[question] for question in questions]
-        ids = torch.tensor(prompts[:1]).expand(len(pairs), -1)
-        encoded = encode(self.model, ids, torch.stack([pair.values for pair in pairs]))
-        generated = generate(self.model, encoded, prompts, how, ends=self._ends, pad=self._pad)
+        known = {one: self.prompt_ids(*one) for one in set(asked)}
+        prompts = [known[one] for one in asked]
+        pixels = torch.stack([pair.values for pair in pairs])
+        encoded = self.family.encode(self.model, prompts[0], pixels)
+        generated = self._generate(encoded, prompts, asked, how)
         maps: list[np.ndarray | None] = [None] * len(pairs)
         if map_side is not None and encoded.change is not None:
             for i, pair in enumerate(pairs):
@@ -333,22 +334,28 @@ class ChangeCaptioner:
         each = (time.perf_counter() - started) / len(pairs)
         return [
             self._answer(question, one, started, seconds=each, drawn=drawn)
-            for question, one, drawn in zip(questions, generated, maps, strict=True)
+            for (question, _), one, drawn in zip(asked, generated, maps, strict=True)
         ]
 
-    def _inputs(
+    def _generate(
         self,
-        pictures: Sequence[tuple[Image.Image, Image.Image]],
-        conversations: Sequence[Sequence[dict[str, Any]]],
-    ) -> BatchFeature:
-        """The processor's tensors for pairs and the conversations about them."""
-        text = [self.processor.prompt(messages) for messages in conversations]
-        return self.processor(images=[list(pair) for pair in pictures], text=text)
-
-    def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """A conversation's prompt as token ids, each image as its placeholders."""
-        ids = self._tokenizer(self.processor.prompt(messages))["input_ids"]
-        return self.processor.expand(ids, [self.processor.image_seq_length] * 2)
+        encoded: Encoded,
+        prompts: Sequence[list[int]],
+        asked: Sequence[_Asked],
+        how: Generation,
+        **watched: Any,
+    ) -> list[Generated]:
+        """One answer for each encoded pair; `watched` is a streamer and what stops it."""
+        return generate(
+            self.model,
+            encoded,
+            prompts,
+            how,
+            ends=self._ends,
+            pad=self._pad,
+            reading=self.family.reading(self.processor, asked),
+            **watched,
+        )
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -375,6 +382,19 @@ class ChangeCaptioner:
             map=drawn,
         )
 
+    def _end_ids(self) -> list[int]:
+        """Ids that end an answer: the checkpoint's own, the tokenizer's, and those of the family."""
+        config = self.model.generation_config
+        named = config.eos_token_id if config is not None else None
+        ids = list(named) if isinstance(named, list | tuple) else [named]
+        ids += [self._tokenizer.eos_token_id, *self.family.ends(self.processor)]
+        found = list(dict.fromkeys(int(token) for token in ids if token is not None))
+        if not found:
+            raise CheckpointError(
+                "neither generation_config.json nor the tokenizer names an end-of-text token"
+            )
+        return found
+
     def _need_fusion(self) -> None:
         if self.model.config.fusion is None:
             raise ConfigError(
@@ -399,25 +419,34 @@ class ChangeCaptioner:
 
 class ChangeChat:
     """A conversation about one pair. The pair is encoded once; a question costs its own tokens and its
-    answer's.
+    answer's (of a DeltaVLM, those of the rounds before it, too: it looks at the pair in the light of all of them).
 
     Made by `ChangeCaptioner.chat`. Answers are those of a full run over the same conversation. Not for
     several threads at once.
     """
 
-    def __init__(self, captioner: ChangeCaptioner, encoded: Encoded, size: tuple[int, int]) -> None:
+    def __init__(
+        self, captioner: ChangeCaptioner, encoded: Encoded, size: tuple[int, int], before: Rounds = ()
+    ) -> None:
         self._captioner = captioner
         self._encoded = encoded
         self._size = size
+        self._before = _rounds(before)
         self._rounds: list[tuple[str, Answer]] = []
 
     @property
     def history(self) -> tuple[tuple[str, Answer], ...]:
-        """The rounds so far: question and answer, oldest first."""
+        """The rounds held here: question and answer, oldest first."""
         return tuple(self._rounds)
+
+    @property
+    def rounds(self) -> tuple[tuple[str, str], ...]:
+        """All rounds in words, those that the conversation went on from first."""
+        return (*self._before, *((question, answer.text) for question, answer in self._rounds))
 
     def reset(self) -> None:
         """Forget all questions and answers; the pair stays encoded."""
+        self._before = ()
         self._rounds.clear()
 
     def ask(self, question: str = QUESTION, **options: Unpack[Options]) -> Answer:
@@ -488,17 +517,9 @@ class ChangeChat:
         stop: threading.Event | None = None,
     ) -> Answer:
         captioner = self._captioner
-        rounds = [(asked, answer.text) for asked, answer in self._rounds]
-        prompt = captioner._ids(pair_conversation(question, rounds))
-        (generated,) = generate(
-            captioner.model,
-            self._encoded,
-            [prompt],
-            how,
-            ends=captioner._ends,
-            pad=captioner._pad,
-            streamer=streamer,
-            stop=stop,
+        asked = (question, self.rounds)
+        (generated,) = captioner._generate(
+            self._encoded, [captioner.prompt_ids(*asked)], [asked], how, streamer=streamer, stop=stop
         )
         drawn = self.change_map() if return_map else None
         return captioner._answer(
@@ -517,18 +538,17 @@ def resolve_model(name_or_path: str | Path) -> str:
     return resolve(name_or_path)
 
 
-def load_model(source: str, **options: Any) -> ChangeVLMForConditionalGeneration:
-    """The model of a folder or hub id; what cannot be reached is a `DownloadError`. An adapter's folder gives its base
-    with the adapter merged, see `llava.train.adapters.load_adapted`."""
+def load_model(source: str, **options: Any) -> Any:
+    """The model of a folder or hub id, of the class of its family (`llava.family`); what cannot be reached is a
+    `DownloadError`. An adapter's folder gives its base with the adapter merged, see
+    `llava.train.adapters.load_adapted`."""
     from llava.train.adapters import find_adapter, load_adapted
 
     hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
     try:
         if find_adapter(source, **hub) is not None:
             return load_adapted(source, **options)
-        model: ChangeVLMForConditionalGeneration = ChangeVLMForConditionalGeneration.from_pretrained(
-            source, **options
-        )
+        model: AnyModel = family_at(source, **hub).model.from_pretrained(source, **options)
     except LlavaError:
         raise
     except OSError as error:
@@ -536,14 +556,14 @@ def load_model(source: str, **options: Any) -> ChangeVLMForConditionalGeneration
     return model
 
 
-def load_processor(source: str, **hub: Any) -> ChangeVLMProcessor:
+def load_processor(source: str, **hub: Any) -> AnyProcessor:
     """The processor of a folder or hub id.
 
     Raises:
         CheckpointError: a folder without tokenizer files; DownloadError: a hub id that cannot be reached.
     """
     try:
-        processor: ChangeVLMProcessor = ChangeVLMProcessor.from_pretrained(source, **hub)
+        processor: AnyProcessor = family_at(source, **hub).processor.from_pretrained(source, **hub)
     except LlavaError:
         raise
     except (OSError, ValueError) as error:
@@ -556,6 +576,37 @@ def load_processor(source: str, **hub: Any) -> ChangeVLMProcessor:
     return processor
 
 
+_Asked = tuple[str, tuple[tuple[str, str], ...]]
+"""A question, and the rounds before it."""
+
+
+def _asked(question: str | Sequence[str], history: Sequence[Rounds] | None, pairs: int) -> list[_Asked]:
+    """A question and its history for each pair.
+
+    Raises:
+        ConfigError: another number of them.
+    """
+    questions = [question] * pairs if isinstance(question, str) else list(question)
+    before = [()] * pairs if history is None else [_rounds(rounds) for rounds in history]
+    if len(questions) != pairs:
+        raise ConfigError(f"{len(questions)} questions for {pairs} pairs; give one, or one a pair")
+    if len(before) != pairs:
+        raise ConfigError(f"{len(before)} histories for {pairs} pairs; give one a pair, () for none")
+    return list(zip(questions, before, strict=True))
+
+
+def _rounds(history: Rounds) -> tuple[tuple[str, str], ...]:
+    """Earlier rounds, checked.
+
+    Raises:
+        ConfigError: something else than (question, answer) in it.
+    """
+    rounds = tuple(tuple(one) if not isinstance(one, str) else (one,) for one in history)
+    if any(len(one) != 2 or not all(isinstance(text, str) for text in one) for one in rounds):
+        raise ConfigError(f"history={history!r}: each round is (question, answer), two texts")
+    return cast(tuple[tuple[str, str], ...], rounds)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -564,20 +615,6 @@ def _installed(package: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(package) is not None
-
-
-def _end_ids(model: ChangeVLMForConditionalGeneration, processor: ChangeVLMProcessor) -> list[int]:
-    """Ids that end an answer: the checkpoint's own, the tokenizer's, and the mark its chat template ends
-    turns with."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = list(named) if isinstance(named, list | tuple) else [named]
-    ids.append(processor.tokenizer.eos_token_id)
-    if "<|im_end|>" in (processor.chat_template or ""):
-        ids.append(processor.tokenizer.get_vocab().get("<|im_end|>"))
-    found = list(dict.fromkeys(int(token) for token in ids if token is not None))
-    if not found:
-        raise CheckpointError("neither generation_config.json nor the tokenizer names an end-of-text token")
-    return found
 
 
 def _without_outer_space(pieces: Iterator[str]) -> Iterator[str]:

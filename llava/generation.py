@@ -1,4 +1,4 @@
-"""Answers from an encoded pair: the pair is run once into a key/value cache, text is generated from there.
+"""Answers from an encoded pair: what no question changes is computed once, text is generated from there.
 
 Shapes: B pairs, P tokens of the prefix (all up to the second image's last), T tokens of a prompt, t new
 tokens, N tokens of an image, D tower width, V vocabulary.
@@ -8,19 +8,32 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, StaticCache, StoppingCriteria
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    StaticCache,
+    StoppingCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+
+if TYPE_CHECKING:
+    from llava.family import AnyModel
+    from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 
 
 class Options(TypedDict, total=False):
@@ -31,6 +44,7 @@ class Options(TypedDict, total=False):
     do_sample: bool
     temperature: float
     top_p: float
+    repetition_penalty: float
     seed: int | None
     static_cache: bool
     compile: bool
@@ -55,6 +69,9 @@ class Generation:
     """Sampling only: below 1 sharper, above 1 flatter."""
     top_p: float = 1.0
     """Sampling only: draw from the most probable tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that the answer holds already become less likely, whatever the prompt holds. It also punishes
+    what must come again, such as digits and the words of a list of places. 1: none."""
     seed: int | None = None
     """Sampling only: the same seed, pair and question give the same answer; None draws anew each time."""
     static_cache: bool = False
@@ -72,6 +89,10 @@ class Generation:
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0 and top_p={self.top_p} in 0..1; "
                 "for the most probable answer leave do_sample off"
+            )
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError(
+                f"repetition_penalty={self.repetition_penalty} must be a number above 0; 1 for none"
             )
         if self.static_cache and self.num_beams > 1:
             raise ConfigError(f"static_cache is for one beam, not for num_beams={self.num_beams}")
@@ -100,7 +121,7 @@ class Generation:
             temperature=self.temperature if drawn else 1.0,
             top_p=self.top_p if drawn else 1.0,
             top_k=0 if drawn else 50,
-            repetition_penalty=1.0,
+            repetition_penalty=1.0,  # ours is a processor of its own: transformers' would count the prompt, too
             no_repeat_ngram_size=0,
             length_penalty=1.0,
             eos_token_id=list(ends),
@@ -109,18 +130,97 @@ class Generation:
         )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What generation goes on from."""
+
+    cache: DynamicCache
+    """Keys and values [B, heads, known, d]."""
+    known: int = 0
+    """Tokens of the prompts that are in it."""
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of the model."""
+
+
 @dataclass
-class Encoded:
-    """Pairs that tower, fusion and language model have read; no question computes any of it again."""
+class Encoded(ABC):
+    """Pairs that a model has read as far as no question changes; none of that is computed again."""
 
     ids: list[int]
-    """The P tokens of the prefix, the same for every pair."""
-    cache: DynamicCache
-    """Keys and values [B, heads, >= P, d] of the prefix, and behind them what was generated last."""
+    """The P tokens that every prompt about these pairs begins with, the same for every pair."""
     change: Tensor | None
     """The fusion's change stream [B, N, D]; None for a model without fusion."""
+
+    @abstractmethod
+    def start(
+        self, model: "AnyModel", prompts: Sequence[Sequence[int]], reading: Mapping[str, Tensor]
+    ) -> Start:
+        """Where the answers to `prompts`, one a pair, begin.
+
+        Args:
+            reading: what else the model is told of the questions, see `llava.family.Family.reading`.
+        """
+
+    def keep(self, tokens: Sequence[int]) -> None:
+        """Remember what the cache of `start` holds now, after one prompt and its answer, which are `tokens`."""
+        return None
+
+
+@dataclass
+class EncodedPrefix(Encoded):
+    """Pairs that stand in the text: tower, fusion and language model have read them."""
+
+    cache: DynamicCache
+    """Keys and values [B, heads, >= P, d] of the prefix, and behind them what was generated last."""
     seen: list[int]
     """For one pair: all tokens whose keys and values are valid in `cache`, `ids` first."""
+
+    def start(
+        self, model: "AnyModel", prompts: Sequence[Sequence[int]], reading: Mapping[str, Tensor]
+    ) -> Start:
+        known = len(self.ids)
+        if len(prompts) == 1:
+            known = min(_common(self.seen, prompts[0]), len(prompts[0]) - 1)
+        trim(self.cache, known)
+        # should this call be broken off, the cache is known to be good up to here
+        self.seen = self.seen[:known]
+        return Start(self.cache, known)
+
+    def keep(self, tokens: Sequence[int]) -> None:
+        self.seen = list(tokens[: self.cache.get_seq_length()])
+
+
+@dataclass
+class EncodedFeatures(Encoded):
+    """Pairs that tower and fusion have read; each question is then asked of their features, and read from its start."""
+
+    features: Tensor
+    """[B, M, D]."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, model: "DeltaVLMForConditionalGeneration", pixel_values: Tensor, ids: list[int]
+    ) -> "EncodedFeatures":
+        """Of pairs [B, 2, C, S, S]; one by one on a CPU, as in `encode`."""
+        at_once = 1 if model.device.type == "cpu" else len(pixel_values)
+        parts = [
+            model.get_image_features(pixels.to(model.device, model.dtype))
+            for pixels in pixel_values.split(at_once)
+        ]
+        features, change = (
+            torch.cat([cast(Tensor, getattr(part, name)) for part in parts])
+            for name in ("last_hidden_state", "change")
+        )
+        return cls(ids, change, features)
+
+    @torch.no_grad()
+    def start(
+        self, model: "AnyModel", prompts: Sequence[Sequence[int]], reading: Mapping[str, Tensor]
+    ) -> Start:
+        told = {name: value.to(model.device) for name, value in reading.items()}
+        found = cast("DeltaVLMForConditionalGeneration", model).model.ask(self.features, **told)  # [B, K, H]
+        return Start(DynamicCache(), inputs={"prefix": found})
 
 
 @dataclass(frozen=True)
@@ -171,7 +271,7 @@ def encode(
     input_ids: Tensor,
     pixel_values: Tensor,
     at_once: int | None = None,
-) -> Encoded:
+) -> EncodedPrefix:
     """Run pairs up to the last token of the second image.
 
     Args:
@@ -198,7 +298,7 @@ def encode(
         parts.append((cache, out.change))
     ids = prefix[0].tolist()
     change = None if parts[0][1] is None else torch.cat([change for _, change in parts])
-    return Encoded(ids, _joined([cache for cache, _ in parts]), change, list(ids))
+    return EncodedPrefix(ids, change, _joined([cache for cache, _ in parts]), list(ids))
 
 
 def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
@@ -223,24 +323,26 @@ def trim(cache: DynamicCache, length: int) -> None:
 
 
 def generate(
-    model: ChangeVLMForConditionalGeneration,
+    model: "AnyModel",
     encoded: Encoded,
     prompts: Sequence[Sequence[int]],
     how: Generation,
     *,
     ends: Sequence[int],
     pad: int,
+    reading: Mapping[str, Tensor] | None = None,
     streamer: BaseStreamer | None = None,
     stop: Event | None = None,
 ) -> list[Generated]:
     """Answer one prompt for each encoded pair.
 
     Args:
-        prompts: B lists of token ids, each beginning with `encoded.ids`. One that begins with `encoded.seen`
-            further than that, as the next round of a conversation does, pays only for what is new.
+        prompts: B lists of token ids, each beginning with `encoded.ids`. Where the pair stands in the text, one that
+            begins as the last one, as the next round of a conversation does, pays only for what is new.
         how: the settings.
         ends: ids that end an answer.
         pad: an id to fill rows with; never seen by the model.
+        reading: see `Encoded.start`.
         streamer: told every token as it comes (one prompt, one beam).
         stop: set from another thread, it ends the answer after the token under way.
 
@@ -267,17 +369,18 @@ def generate(
         ids[row, prefix + longest - len(prompt) :] = torch.tensor(prompt[prefix:], dtype=torch.long)
         mask[row, prefix : prefix + longest - len(prompt)] = 0
     ids, mask = ids.to(model.device), mask.to(model.device)
-    known = prefix if len(prompts) > 1 else min(_common(encoded.seen, prompts[0]), longest - 1)
-    trim(encoded.cache, known)
-    encoded.seen = encoded.seen[
-        :known
-    ]  # should this call be broken off, the cache is known to be good up to here
+    start = encoded.start(model, prompts, reading or {})
 
     scores = _Scores() if how.num_beams == 1 else None
     watch = _Watch(scores, stop)
-    cache: Cache = encoded.cache
+    processors: list[LogitsProcessor] = [] if scores is None else [scores]
+    if how.repetition_penalty != 1:
+        processors.append(
+            RepetitionPenaltyLogitsProcessor(how.repetition_penalty, prompt_ignore_length=longest)
+        )
+    cache: Cache = start.cache
     if how.static_cache:
-        cache = _static_copy(model, encoded.cache, longest + how.max_new_tokens)
+        cache = _static_copy(model, start.cache, len(prompts), longest + how.max_new_tokens)
     if how.num_beams > 1:  # beams overwrite each other's keys and values: they work on a copy
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(how.num_beams)
@@ -288,16 +391,17 @@ def generate(
             attention_mask=mask,
             past_key_values=cache,
             generation_config=how.config(ends, pad),
-            logits_processor=[scores] if scores is not None else None,
+            logits_processor=processors,
             stopping_criteria=[watch],
             streamer=streamer,
+            **start.inputs,
         )
     new = full[:, longest:]  # [B, t]
     lengths = [_answer_length(row, ends) for row in new.tolist()]
     chosen = (
         torch.stack(watch.chosen, 1)
         if scores is not None
-        else _rescore(model, encoded, full, mask, known, new.shape[1])
+        else _rescore(model, start, full, mask, new.shape[1])
     )
     if not bool(chosen.isfinite().all()):
         raise CheckpointError(
@@ -305,18 +409,19 @@ def generate(
             "large for this precision; try bfloat16 or float32"
         )
     if len(prompts) == 1:
-        encoded.seen = full[0, : encoded.cache.get_seq_length()].tolist()
+        encoded.keep(full[0].tolist())
     return [
         Generated(row[:length], float(terms[:length].sum()), watch.first_token_at)
         for row, terms, length in zip(new.tolist(), chosen.double().cpu(), lengths, strict=True)
     ]
 
 
-def _static_copy(model: ChangeVLMForConditionalGeneration, cache: DynamicCache, length: int) -> StaticCache:
-    """The keys and values of `cache` in a block with room for `length` tokens at least."""
+def _static_copy(model: "AnyModel", cache: DynamicCache, rows: int, length: int) -> StaticCache:
+    """The keys and values of `cache`, of so many rows, in a block with room for `length` tokens at least."""
     length = -(-length // _STATIC_STEP) * _STATIC_STEP
-    held: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cast(Any, cache).layers]
-    shape = (len(held[0][0]), length, held[0][0].dtype)
+    layers = cast(Any, cache).layers
+    autocast = torch.is_autocast_enabled(model.device.type)
+    shape = (rows, length, layers[0].keys.dtype if layers else (model.model.language_model.dtype, autocast))
     known = _static_caches.get(model)
     if known is not None and known[0] == shape:
         static = known[1]
@@ -324,41 +429,33 @@ def _static_copy(model: ChangeVLMForConditionalGeneration, cache: DynamicCache, 
     else:
         static = StaticCache(config=model.config.text_config, max_cache_len=length)
         _static_caches[model] = (shape, static)
-    for number, (keys, values) in enumerate(held):  # [B, heads, P, d]
-        static.update(keys, values, number)
+    for number, layer in enumerate(layers):  # none of a cache that holds nothing yet
+        static.update(layer.keys, layer.values, number)  # [B, heads, P, d]
     return static
 
 
 _STATIC_STEP = 64
 """Lengths of static caches are multiples of this, so that few are made, and few compiled for."""
 
-_static_caches: "WeakKeyDictionary[ChangeVLMForConditionalGeneration, tuple[Any, StaticCache]]" = (
-    WeakKeyDictionary()
-)
+_static_caches: "WeakKeyDictionary[AnyModel, tuple[Any, StaticCache]]" = WeakKeyDictionary()
 """The last one of each model: what was compiled or recorded holds for tensors at the same addresses."""
 
 
 @torch.no_grad()
-def _rescore(
-    model: ChangeVLMForConditionalGeneration,
-    encoded: Encoded,
-    full: Tensor,
-    mask: Tensor,
-    known: int,
-    new: int,
-) -> Tensor:
-    """Log-probabilities [B, t] of the last `new` tokens of `full` [B, T + t]; `known` tokens are cached."""
+def _rescore(model: "AnyModel", start: Start, full: Tensor, mask: Tensor, new: int) -> Tensor:
+    """Log-probabilities [B, t] of the last `new` tokens of `full` [B, T + t], of which the cache holds the first."""
     mask = torch.cat([mask, mask.new_ones(len(full), new)], dim=1)[:, :-1]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=full[:, known:-1],
+    logits = cast(Any, model)(
+        input_ids=full[:, start.known : -1],
         attention_mask=mask,
-        position_ids=positions[:, known:],
-        past_key_values=encoded.cache,
+        position_ids=positions[:, start.known :],
+        past_key_values=start.cache,
         use_cache=True,
         logits_to_keep=new,
+        **start.inputs,
     ).logits
-    return logits.float().log_softmax(-1).gather(2, full[:, -new:, None])[..., 0]
+    return cast(Tensor, logits.float().log_softmax(-1).gather(2, full[:, -new:, None])[..., 0])
 
 
 @contextlib.contextmanager

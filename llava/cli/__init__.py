@@ -9,6 +9,7 @@ from llava.errors import LlavaError
 
 COMMANDS = (
     "caption",
+    "ask",
     "chat",
     "quickstart",
     "synth",

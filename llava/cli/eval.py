@@ -1,4 +1,4 @@
-"""`llava eval`, the same as `python -m llava.eval`: caption a set, on one or many devices, and score the captions."""
+"""`llava eval`, the same as `python -m llava.eval`: ask about a set, on one or many devices, and score the answers."""
 
 import argparse
 import contextlib
@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.cli.model_options import add_model_options, load_captioner
-from llava.errors import ConfigError, LlavaError
+from llava.errors import ConfigError, DataError, LlavaError
+from llava.tasks.definitions import TASK_NAMES
 
 if TYPE_CHECKING:
     from llava.data.record import Record
     from llava.eval.run import EvalSettings
 
 DESCRIPTION = """\
-Caption every pair of a set once, and score the captions. --out gets predictions.jsonl, metrics.json and
-report.html. A run that was stopped or killed goes on with the same command, also on another number of devices."""
+Caption every pair of a set once, and score the captions; records that name a task (caption, binary, count, loc,
+open, dialog) are asked their own questions instead, and scored as their task is. --out gets predictions.jsonl,
+metrics.json and report.html. A run that was stopped or killed goes on with the same command, also on another number
+of devices."""
 
 EXAMPLES = """\
 examples:
@@ -27,6 +30,13 @@ examples:
   python -m llava.eval ... --dtype bfloat16 --batch-size 64                    faster; captions may differ a little
   python -m llava.eval ... --limit 8                                           a quick look
   python -m llava.eval ... --shuffle-images                                    control: what is said without looking
+  python -m llava.eval --model runs/mine --data tests.yaml --out runs/six      all tasks among the records, one report
+  python -m llava.eval ... --task binary loc                                   two of them
+  python -m llava.eval ... --decode reference                                  as the DeltaVLM release decodes
+
+tasks: caption 5 beams, 64 tokens; binary 8 tokens, count 32, loc 160, dialog 96, greedy; open 5 beams, 64 tokens. The
+options of the text, where given, replace these. A dialogue is gone through twice: with the model's own earlier answers,
+and with the true ones (--history). --words adds the scores of word numbers, as published notebooks have them.
 
 --data is a file of records (JSON list or JSON Lines: uid, img1_path, img2_path, change_caption, change_flag), or
 a mixture in YAML: {datasets: [{json_path, sampling_strategy}]} with all, first:N, end:N or random:N (also N%).
@@ -42,6 +52,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of an evaluation, for both commands."""
     parser.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="records, or a mixture (.yaml)"
+    )
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        choices=("all", *TASK_NAMES),
+        default=["all"],
+        metavar="NAME",
+        help=f"only the records of these tasks: {', '.join(TASK_NAMES)} (default: all)",
+    )
+    parser.add_argument(
+        "--history",
+        choices=("own", "gold", "both"),
+        default="both",
+        help="what a dialogue's rounds are told of the earlier ones (default: both, one after the other)",
+    )
+    parser.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help="word list, a word a line, or LEVIR-CC's caption file: adds the protocol `ids` to captions",
+    )
+    parser.add_argument(
+        "--open-words", type=Path, metavar="FILE", help="word list of the open questions, likewise"
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder that paths count from (default: that of --data)"
@@ -86,13 +119,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds without progress after which a process is given up, by name (default: 1800)",
     )
-    text = parser.add_argument_group("captions (greedy by default)")
-    text.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams (default: 1)")
-    text.add_argument("--do-sample", action="store_true", help="draw tokens by their probability")
+    text = parser.add_argument_group("text (of captions greedy by default; of tasks as above)")
     text.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="of --do-sample (default: 1.0)"
+        "--decode",
+        choices=("task", "reference"),
+        default="task",
+        help="of tasks: each its own, or 5 beams, 256 tokens and a repetition penalty of 1.5 (default: task)",
     )
-    text.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of --do-sample (default: 1.0)")
+    text.add_argument("--num-beams", type=int, metavar="N", help="beams (default: 1)")
+    text.add_argument("--do-sample", action="store_true", help="draw tokens by their probability")
+    text.add_argument("--temperature", type=float, metavar="T", help="of --do-sample (default: 1.0)")
+    text.add_argument("--top-p", type=float, metavar="P", help="of --do-sample (default: 1.0)")
+    text.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="P",
+        help="above 1 punishes tokens said before (default: 1.0, none)",
+    )
     text.add_argument(
         "--seed",
         type=int,
@@ -100,14 +143,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of --do-sample, and of a mixture's draws (default: 0)",
     )
-    add_model_options(parser, max_new_tokens=128)
+    add_model_options(parser, max_new_tokens=None, said="128; of tasks their own")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `eval` to the command line."""
     parser = commands.add_parser(
         "eval",
-        help="caption a set, on one or many devices, and score the captions",
+        help="ask about a set, on one or many devices, and score the answers",
         description=DESCRIPTION,
         epilog=EXAMPLES.replace("python -m llava.eval", "llava eval"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,8 +182,10 @@ def _run(args: argparse.Namespace) -> int:
     from llava import distributed
     from llava.eval.generate import shuffle_pairs
     from llava.eval.run import run_evaluation
+    from llava.generation import Generation
 
     settings = _settings(args)
+    args.max_new_tokens = args.max_new_tokens or Generation().max_new_tokens
     records, root, data = distributed.main_first(lambda: _records(args), "reading the data", args.timeout)
     if args.shuffle_images:
         records = shuffle_pairs(records)
@@ -151,7 +196,7 @@ def _run(args: argparse.Namespace) -> int:
     found = run_evaluation(captioner, records, root, args.out, settings, data=data)
     if not distributed.is_main():
         return 0
-    print(found.scores.table())
+    print(found.scored.text())
     print(f"{args.out / 'predictions.jsonl'}: {len(found.lines)} pairs", file=sys.stderr)
     # A launcher takes any other status for a process that failed, and says so at length.
     return 3 if found.skipped and distributed.world_size() == 1 else 0
@@ -160,24 +205,25 @@ def _run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> "EvalSettings":
     from llava.data.conversation import QUESTION
     from llava.eval.run import EvalSettings
+    from llava.eval.task_scores.texts import read_words
     from llava.generation import Generation
 
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit {args.limit} must be at least 1")
-    generation = Generation(
-        max_new_tokens=args.max_new_tokens,
-        num_beams=args.num_beams,
-        do_sample=args.do_sample,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed if args.do_sample else None,
-        static_cache=args.static_cache,
-        compile=args.compile,
-    )
+    named = ("max_new_tokens", "num_beams", "temperature", "top_p", "repetition_penalty")
+    given = {name: value for name in named if (value := getattr(args, name)) is not None}
+    if args.do_sample:
+        given |= {"do_sample": True, "seed": args.seed}
+    given |= {name: True for name in ("static_cache", "compile") if getattr(args, name)}
+    lists = {"caption": args.words, "open": args.open_words}
     return EvalSettings(
         question=args.question or QUESTION,
         batch_size=args.batch_size,
-        generation=generation,
+        generation=Generation().but(given),  # type: ignore[arg-type]
+        decode=args.decode,
+        options=given,
+        history=args.history,
+        words={task: read_words(path) for task, path in lists.items() if path is not None},
         workers=args.workers,
         skip_errors=args.skip_errors,
         overwrite=args.overwrite,
@@ -192,6 +238,7 @@ def _records(args: argparse.Namespace) -> "tuple[list[Record], Path, str]":
     from llava import distributed
     from llava.data.mixture import SUFFIXES, load_mixture, unique
     from llava.data.record import read_records
+    from llava.eval.task_scores.scoring import task_of
 
     data = str(args.data)
     if args.data.suffix in SUFFIXES:
@@ -203,6 +250,14 @@ def _records(args: argparse.Namespace) -> "tuple[list[Record], Path, str]":
             print(f"{mixture.table()}, {len(records)} different pairs", file=sys.stderr)
     else:
         records, root = read_records(args.data), args.root or args.data.parent
+    if "all" not in args.task:
+        there = sorted({task_of(record) for record in records})
+        records = [record for record in records if task_of(record) in args.task]
+        data += f", tasks {', '.join(args.task)}"
+        if not records:
+            raise DataError(
+                f"{args.data} has no records of task {', '.join(args.task)}; it has {', '.join(there)}"
+            )
     if args.limit is not None and args.limit < len(records):
         records = records[: args.limit]
         data += f", first {args.limit}"

@@ -1,8 +1,8 @@
-"""What `caption` and `chat` share: which model answers and where, and the caution about the built-in one."""
+"""What `caption`, `ask` and `chat` share: which model answers and where, and the caution about the built-in one."""
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llava.captioner import ChangeCaptioner
@@ -13,8 +13,10 @@ TINY_NOTE = (
 )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """The options that `load_captioner` reads."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, max_new_tokens: int | None, said: str | None = None
+) -> None:
+    """The options that `load_captioner` reads; `said` is the default length in words, where that depends."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -31,13 +33,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -
         type=int,
         default=max_new_tokens,
         metavar="N",
-        help=f"longest answer in tokens (default: {max_new_tokens})",
+        help=f"longest answer in tokens (default: {said or max_new_tokens})",
     )
     group.add_argument("--allow-url", action="store_true", help="also fetch images from http(s) addresses")
 
 
-def load_captioner(args: argparse.Namespace, *, num_beams: int = 1) -> "ChangeCaptioner":
+def load_captioner(args: argparse.Namespace, **generation: Any) -> "ChangeCaptioner":
     """The captioner that the options ask for; says so when it is the built-in one.
+
+    Args:
+        generation: fields of `llava.generation.Generation`; `max_new_tokens` is that of `args` if not here.
 
     Raises:
         LlavaError: a wrong option, or a model that cannot be loaded.
@@ -51,7 +56,7 @@ def load_captioner(args: argparse.Namespace, *, num_beams: int = 1) -> "ChangeCa
     from llava.generation import Generation
 
     logging.disable_progress_bar()
-    generation = Generation(max_new_tokens=args.max_new_tokens, num_beams=num_beams)
+    how = Generation(**{"max_new_tokens": args.max_new_tokens, **generation})
     if args.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype {args.dtype}: give float32, bfloat16 or float16")
     if args.device is not None:
@@ -61,7 +66,7 @@ def load_captioner(args: argparse.Namespace, *, num_beams: int = 1) -> "ChangeCa
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--device {args.device} cannot be used here: {reason}") from error
     captioner = ChangeCaptioner.from_pretrained(
-        args.model, device=args.device, dtype=args.dtype, generation=generation, allow_url=args.allow_url
+        args.model, device=args.device, dtype=args.dtype, generation=how, allow_url=args.allow_url
     )
     if args.model in BUILT_IN:
         print(TINY_NOTE, file=sys.stderr)

@@ -135,7 +135,7 @@ def _compare(first: "Task", second: "Task", args: argparse.Namespace) -> "Compar
     """Whether the difference means anything; None for runs that `write_report` will refuse."""
     from llava.eval.compare import compare
 
-    if first.references != second.references:
+    if first.references != second.references or not first.references:
         return None
     systems = {"A": first.predictions, "B": second.predictions}
     return compare(systems, first.references, first.changed, meteor=not args.no_meteor)

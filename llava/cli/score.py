@@ -1,4 +1,4 @@
-"""`llava score`: the scores of anybody's prediction file, or of several against each other."""
+"""`llava score`: the scores of anybody's prediction file, or of several against each other; of all tasks."""
 
 import argparse
 import json
@@ -27,6 +27,8 @@ examples:
   llava score results.json --references annotations.json        COCO's results and annotations
   llava score a.jsonl b.jsonl --json > compared.json            which is better, and can these pairs tell
   llava score predictions.jsonl --bertscore roberta-large       BERTScore beside the rest
+  llava score runs/six                                          every task of an evaluation, without the model
+  llava score answers.jsonl --references test.jsonl             answers to records that name tasks
 
 files: JSON Lines, a JSON list, or one object uid -> caption; UTF-8, gzip or not. Of these names the first counts:
   the pair      uid, image_id, id, filename
@@ -34,6 +36,10 @@ files: JSON Lines, a JSON list, or one object uid -> caption; UTF-8, gzip or not
   references    change_caption, references, captions (a list, or one string)
   the truth     change_flag, changeflag (0 or 1; without it as most of the references say)
 uids of captions and references match as they are, or by image name: levir-cc/test_000004 is test_000004.png.
+
+tasks: where records name a `task` (caption, binary, count, loc, open, dialog), each is scored as its task is.
+Answers are then JSON objects with `uid` and `pred`, for dialogues `answers` (one a round), beside the record's own
+fields or with --references RECORDS. --words and --open-words add the protocol `ids` of published notebooks.
 
 text: lower case, "." removed, split at spaces, as published scores of change captions are made. --tokenizer ptb
 is COCO's way; it gives other figures.
@@ -75,6 +81,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--tokenizer", choices=("release", "ptb"), default="release", help="default: %(default)s (see below)"
     )
+    parser.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help="of tasks: word list of captions, a word a line, or LEVIR-CC's caption file",
+    )
+    parser.add_argument(
+        "--open-words", type=Path, metavar="FILE", help="of tasks: word list of open questions, likewise"
+    )
     parser.add_argument("--no-meteor", action="store_true", help="leave METEOR, Java and Sm out")
     parser.add_argument("--no-baselines", action="store_true", help="leave the two baselines out")
     parser.add_argument(
@@ -111,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from llava.eval.predictions import join, read_predictions, read_references, same_references
+    from llava.eval.task_scores.files import names_tasks
 
     if args.split is not None and args.references is None:
         raise ConfigError("--split chooses among the pairs of --references FILE; give both")
@@ -118,10 +134,15 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--seed {args.seed} must be at least 0")
     if len(args.files) > 1 and args.resamples < 1:
         raise ConfigError(f"--resamples {args.resamples}: a comparison needs at least 1")
+    files = _names(args.files)
+    if any(names_tasks(path, args.references) for path in files.values()):
+        return _score_tasks(args, files)
+    if args.words or args.open_words:
+        raise ConfigError("--words and --open-words are for records that name a task; here none does")
     references = read_references(args.references, args.split) if args.references else None
     tasks = {
         name: join(read_predictions(path), references, missing=args.missing, unknown=args.unknown)
-        for name, path in _names(args.files).items()
+        for name, path in files.items()
     }
     same_references(tasks)
     further = _further(args)  # their parts are looked for before any work is done
@@ -129,6 +150,42 @@ def _run(args: argparse.Namespace) -> int:
         (task,) = tasks.values()
         return _score(args, task, further)
     return _compare(args, tasks, further)
+
+
+def _score_tasks(args: argparse.Namespace, files: "dict[str, Path]") -> int:
+    """Each file's scores by task; several stand one after the other."""
+    from llava.eval.task_scores.files import read_task_answers
+    from llava.eval.task_scores.scoring import score_samples
+    from llava.eval.task_scores.texts import read_words
+
+    if args.tokenizer != "release" or args.spice or args.bertscore or args.split:
+        raise ConfigError(
+            "--tokenizer, --spice, --bertscore and --split are for captions alone, not for tasks"
+        )
+    lists = {"caption": args.words, "open": args.open_words}
+    words = {task: read_words(path) for task, path in lists.items() if path is not None}
+    found: dict[str, dict[str, Any]] = {}
+    incomplete = False
+    for name, path in files.items():
+        answers = read_task_answers(path, args.references, missing=args.missing, unknown=args.unknown)
+        scored = score_samples(
+            answers.samples,
+            meteor=not args.no_meteor,
+            baselines=not args.no_baselines,
+            words=words,
+            resamples=args.resamples,
+        )
+        found[name] = {**scored.to_dict(), "notes": list(answers.notes)}
+        captions = scored.captions and scored.captions.captions()
+        incomplete = incomplete or bool(answers.num_left_out or (captions and _no_meteor(captions, args)))
+        if not args.json:
+            if len(files) > 1:
+                _print(f"=== {name}\n")
+            _print("\n\n".join([scored.text(), *(f"note: {note}" for note in answers.notes)]) + "\n")
+    if args.json:
+        every = found if len(files) > 1 else next(iter(found.values()))
+        _print(json.dumps({**every, "run": _facts(args)}, indent=1))
+    return 3 if incomplete else 0
 
 
 def _score(args: argparse.Namespace, task: "Task", further: "dict[str, Measure]") -> int:

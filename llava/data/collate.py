@@ -4,6 +4,7 @@ A sample with K answers becomes one row: the prompt without its last token, then
 token again followed by one answer. A branch sees the prefix and itself only (`llava.model.branches`), and its
 positions continue the prefix's. So every answer's first word is predicted from the prompt's last token within its own
 branch, and loss and gradients equal those of K separate rows, while the image tokens are computed once.
+A sample of a DeltaVLM has such a row for each of its questions, and the tower sees its pair once for all of them.
 
 Legend: B rows, T positions, I images of a sample, C channels, S side in pixels, N tokens of an image.
 """
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava.data.conversation import IGNORE
-from llava.data.dataset import Sample
+from llava.data.dataset import Row, Sample
 
 
-class _Row(NamedTuple):
-    """A sample as a row, [T] each."""
+class _Line(NamedTuple):
+    """A text with its answers as a row of the batch, [T] each."""
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -41,10 +42,12 @@ class BranchCollator:
     Args:
         pad_token_id: what fills short rows.
         pad_to_multiple_of: T becomes a multiple of this.
+        reading_pad: what fills short texts of a Q-Former.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int = 1
+    reading_pad: int = 0
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Samples to tensors, and what is said of them.
@@ -53,12 +56,14 @@ class BranchCollator:
             `input_ids`, `labels`, `position_ids` [B, T]; `segments` [B, T]: 0 the prefix, 1..K the branches, -1
             padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
             for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
-            images differ; `changed_share` [B, N] where all samples have it.
+            images differ; `changed_share` [B, N] where all samples have it. For a Q-Former `qformer_input_ids` and
+            `qformer_attention_mask` [B, t], and `pair_index` [B] where several rows are about one pair.
             `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
         """
         taught = [sample for sample in samples if sample.answers]
         kept = taught or samples[:1]
-        rows = [_row(sample) for sample in kept]
+        texts = [(pair, text) for pair, sample in enumerate(kept) for text in sample.rows]
+        rows = [_line(text) for _, text in texts]
         step = self.pad_to_multiple_of
         length = -(-max(len(row.ids) for row in rows) // step) * step
         fills = (self.pad_token_id, IGNORE, 0, -1, 0)
@@ -76,29 +81,36 @@ class BranchCollator:
         shares = [sample.changed_share for sample in kept]
         if all(share is not None for share in shares):
             batch["changed_share"] = torch.stack([share for share in shares if share is not None])  # [B, N]
+        if len(texts) > len(kept):
+            batch["pair_index"] = torch.tensor([pair for pair, _ in texts])
+        readings = [np.asarray(text.reading, np.int64) for _, text in texts]
+        if any(map(len, readings)):
+            most = max(map(len, readings))
+            batch["qformer_input_ids"] = _padded(readings, self.reading_pad, most)
+            batch["qformer_attention_mask"] = _padded([np.ones_like(ids) for ids in readings], 0, most)
         batch |= _images([sample.pixel_values for sample in kept])
         batch["uids"] = [uid for sample in taught for uid in (sample.uid, *sample.also)]
         batch["skipped"] = [row for sample in samples for row in sample.skipped]
         return batch
 
 
-def _row(sample: Sample) -> _Row:
-    prompt, told = np.asarray(sample.prompt), np.asarray(sample.prompt_labels)
-    if not sample.answers:
+def _line(text: Row) -> _Line:
+    prompt, told = np.asarray(text.prompt), np.asarray(text.prompt_labels)
+    if not text.answers:
         nothing = np.zeros_like(prompt)
-        return _Row(prompt, nothing + IGNORE, np.arange(len(prompt)), nothing, nothing)
+        return _Line(prompt, nothing + IGNORE, np.arange(len(prompt)), nothing, nothing)
     shared, last = len(prompt) - 1, prompt[-1:]
-    branches = [np.concatenate([last, ids]) for ids, _ in sample.answers]
+    branches = [np.concatenate([last, ids]) for ids, _ in text.answers]
     sizes = [shared, *map(len, branches)]
     # the first branch carries the label of the prompt's last token, if it has one: for the others it is predicted
     # from no place of theirs
     heads = [told[-1:], *[np.array([IGNORE])] * (len(branches) - 1)]
-    ends = (part for head, (_, labels) in zip(heads, sample.answers, strict=True) for part in (head, labels))
+    ends = (part for head, (_, labels) in zip(heads, text.answers, strict=True) for part in (head, labels))
     labels = np.concatenate([told[:-1], *ends])
     labels[0] = IGNORE  # nothing foretells it
     weights = (labels != IGNORE).astype(np.int64)
     weights[: shared + 1] *= len(branches)
-    return _Row(
+    return _Line(
         np.concatenate([prompt[:-1], *branches]),
         labels,
         np.concatenate([np.arange(shared), *(shared + np.arange(size) for size in sizes[1:])]),

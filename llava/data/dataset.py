@@ -1,5 +1,7 @@
 """Records to samples: a pair's pixels, what all its captions share, and the captions that branch off behind it.
 
+A DeltaVLM looks at a pair anew for each question, so its sample has a row of text a question, and one pair's pixels.
+
 Legend: I images of a sample, C channels, S side in pixels, N tokens of an image, R records.
 """
 
@@ -9,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,10 @@ from llava.data.sampler import FILLER, Place
 from llava.errors import ConfigError, DataError, ImageError
 from llava.model.processing import ChangeVLMProcessor
 
+if TYPE_CHECKING:
+    from llava.family import AnyProcessor
+    from llava.model.delta_vlm.processing import DeltaVLMProcessor
+
 CaptionChoice = Literal["all", "random"]
 OnError = Literal["raise", "skip"]
 Ids = Sequence[int] | NDArray[np.int64]
@@ -36,6 +42,23 @@ CAPTIONS_KEPT, PROMPTS_KEPT = 2**15, 2**10
 MAX_BRANCHES = 64
 
 V = TypeVar("V")
+
+
+class Row(NamedTuple):
+    """A text about a pair: what its answers share, and the answers."""
+
+    prompt: Ids
+    """Ids that all answers share, image placeholders expanded; labels are `prompt_labels`."""
+    prompt_labels: Ids
+    answers: Sequence[tuple[Ids, Ids]]
+    """(ids, labels) of each branch: alternatives to one another, not a sequence. Without any it teaches nothing."""
+    reading: Ids = ()
+    """What a Q-Former reads of the question, in its own words; empty for a model without one."""
+
+    @property
+    def length(self) -> int:
+        """Tokens: the prompt without its last one, which each branch repeats, and the branches."""
+        return len(self.prompt) - 1 + sum(1 + len(ids) for ids, _ in self.answers)
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,15 @@ class Sample:
     """Uids of further records on the same pair that are in here."""
     skipped: tuple[dict[str, Any], ...] = ()
     """What could not be read: uid, file, reason."""
+    reading: Ids = ()
+    """As in `Row`, of the first one."""
+    more: tuple[Row, ...] = ()
+    """Further texts about the pair, where each question has a row of its own."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All texts about the pair."""
+        return (Row(self.prompt, self.prompt_labels, self.answers, self.reading), *self.more)
 
 
 class Branch(NamedTuple):
@@ -65,6 +97,8 @@ class Branch(NamedTuple):
     prompt_labels: list[int]
     answer: list[int]
     answer_labels: list[int]
+    reading: tuple[int, ...] = ()
+    """As in `Row`."""
 
 
 class _Recent(Generic[V]):
@@ -102,6 +136,8 @@ class _Tail:
 class BranchEncoder:
     """Captions and dialogues to `Branch`es; tokenised once, as long as they are not too many.
 
+    A pair has one row: all its branches see its images, a dialogue is one branch with all its answers.
+
     Args:
         processor: of the model to be trained.
         question: what a caption answers.
@@ -110,6 +146,9 @@ class BranchEncoder:
     Raises:
         ConfigError: the chat template does not say what the assistant's words are.
     """
+
+    row_a_question = False
+    """Whether each round of a dialogue is a branch of its own."""
 
     def __init__(
         self, processor: ChangeVLMProcessor, question: str = QUESTION, labels: LabelRule = "answer"
@@ -126,6 +165,12 @@ class BranchEncoder:
             )
         self.prompt, self.prompt_labels = whole.prompt, whole.prompt_labels
         """Of all captions."""
+        around = bound_of(processor.prompt(pair_conversation("")))
+        two = processor.prompt(pair_conversation("", history=[("", "")]))
+        self.start = len(self.prompt) + 2 * processor.image_seq_length
+        """Tokens of a caption's prompt, images included."""
+        self.per_round = bound_of(two) - around + _SLACK
+        """Tokens of a round at most, beside its words."""
         self._tail = self._find_tail(whole)
         for probe in _PROBES:
             if self._appended(probe) != self.conversation(((question, probe),)):
@@ -146,6 +191,31 @@ class BranchEncoder:
         # shorter than the prompt only if the answer's first characters melt into its last token
         cut = min(_alike([ids, prompt]), len(ids) - 1)
         return Branch(ids[:cut], labels[:cut], ids[cut:], labels[cut:])
+
+    def rows(self, branches: Sequence[Branch]) -> list[Row]:
+        """The one row of a pair.
+
+        Raises:
+            ConfigError: a template that puts other words than the question before the images.
+        """
+        prompt, labels, answers = shared_prompt(branches)
+        return [Row(*self._expanded(prompt, labels), answers)]
+
+    def blank(self) -> Row:
+        """A question and nothing to learn."""
+        return Row(*self._expanded(self.prompt, self.prompt_labels), ())
+
+    def _expanded(self, prompt: list[int], labels: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and labels with as many placeholders as both images have tokens."""
+        ids, kept = np.array(prompt, np.int64), np.array(labels, np.int64)
+        image = ids == self.processor.image_token_id
+        if image.sum() != 2:
+            raise ConfigError(
+                "the chat template does not begin the same for all questions about a pair, so its images cannot be "
+                "shared: set one_pass to false"
+            )
+        times = np.where(image, self.processor.image_seq_length, 1)
+        return ids.repeat(times), kept.repeat(times)
 
     def asked(self, question: str) -> tuple[str, list[int]]:
         """Text and ids up to where the answer to a first question starts."""
@@ -188,6 +258,90 @@ class BranchEncoder:
         return Branch(
             self.prompt, self.prompt_labels, ids[start:], [*ids[start:stop], *[IGNORE] * len(tail.end)]
         )
+
+
+class QuestionEncoder:
+    """The same for a DeltaVLM: a row a question, and so n of them for n rounds of a dialogue, each with the rounds
+    before it as its history. Answers to one question are branches of its row.
+
+    Args:
+        processor: of the model to be trained.
+        question: what a caption answers.
+
+    Raises:
+        ConfigError: another label rule than "answer".
+    """
+
+    row_a_question = True
+
+    def __init__(
+        self, processor: "DeltaVLMProcessor", question: str = QUESTION, labels: LabelRule = "answer"
+    ) -> None:
+        if labels != "answer":
+            raise ConfigError(
+                f"labels={labels!r}: a DeltaVLM learns answers and their end alone, labels: answer"
+            )
+        self.processor, self.question = processor, question
+        self._prompts: _Recent[tuple[list[int], tuple[int, ...]]] = _Recent(PROMPTS_KEPT)
+        self._captions: _Recent[Branch] = _Recent(CAPTIONS_KEPT)
+        self.start = len(self._asked(question, ())[0])
+        two = processor.prompt(_WORD, [(_WORD, _WORD)]).text
+        self.per_round = processor.num_query_tokens + bound_of(two) + _SLACK
+
+    def caption(self, text: str) -> Branch:
+        """A caption as the answer to `question`."""
+        return self._captions.get(text, lambda: self.conversation(((self.question, text),)))
+
+    def conversation(self, rounds: Rounds) -> Branch:
+        """The last round of some; only its answer is learned."""
+        *history, (question, answer) = rounds
+        prompt, reading = self._asked(question, tuple(history))
+        told = self.processor.answer_ids(answer)
+        return Branch(prompt, [IGNORE] * len(prompt), told, told, reading)
+
+    def rows(self, branches: Sequence[Branch]) -> list[Row]:
+        """A row for each question and history, in the order that they come."""
+        found: dict[tuple[Any, ...], list[Branch]] = {}
+        for branch in branches:
+            found.setdefault((tuple(branch.prompt), branch.reading), []).append(branch)
+        return [
+            Row(
+                same[0].prompt,
+                same[0].prompt_labels,
+                [(b.answer, b.answer_labels) for b in same],
+                same[0].reading,
+            )
+            for same in found.values()
+        ]
+
+    def blank(self) -> Row:
+        """A question and nothing to learn."""
+        prompt, reading = self._asked(self.question, ())
+        return Row(prompt, [IGNORE] * len(prompt), (), reading)
+
+    def _asked(self, question: str, history: Rounds) -> tuple[list[int], tuple[int, ...]]:
+        def make() -> tuple[list[int], tuple[int, ...]]:
+            most = self.processor.max_prompt_tokens
+            prompt = self.processor.prompt_ids(question, history, most=most)
+            return prompt, tuple(self.processor.qformer_ids(question, history))
+
+        return self._prompts.get((question, history), make)
+
+
+_WORD = "a"
+
+
+def encoder_of(
+    processor: "AnyProcessor", question: str = QUESTION, labels: LabelRule = "answer"
+) -> BranchEncoder | QuestionEncoder:
+    """What makes rows of a model's kind of records.
+
+    Raises:
+        ConfigError: see there.
+    """
+    if isinstance(processor, ChangeVLMProcessor):
+        return BranchEncoder(processor, question, labels)
+    return QuestionEncoder(processor, question, labels)
 
 
 _PROBES = ("a road is built", "2 houses, new (left).")
@@ -256,7 +410,7 @@ class PairDataset(Dataset[Sample]):
         self,
         records: Sequence[Record],
         root: str | Path,
-        processor: ChangeVLMProcessor,
+        processor: "AnyProcessor",
         *,
         captions: CaptionChoice = "all",
         one_pass: bool = True,
@@ -276,7 +430,7 @@ class PairDataset(Dataset[Sample]):
         self.records, self.root, self.processor = records, Path(root), processor
         self.captions, self.masks, self.on_error, self.seed = captions, masks, on_error, seed
         self.max_length = max_length
-        self.encoder = BranchEncoder(processor, question, labels)
+        self.encoder = encoder_of(processor, question, labels)
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
         self._order = np.arange(len(records))
         """[R], numbers of records, those of a pair beside one another."""
@@ -294,15 +448,15 @@ class PairDataset(Dataset[Sample]):
             return self._blank("")
         first, last, start, stop = self._spans[place.index]
         records = [self.records[int(i)] for i in self._order[first:last]]
-        told = [(record, words) for record in records for words in _words(record)]
+        told = [(record, words) for record in records for words in self._words(record)]
         if self.captions == "random":
             told = [random.Random(f"{self.seed}/{place.epoch}/{records[0].uid}").choice(told)]
         else:
             told = told[start:stop]
         uids = tuple(dict.fromkeys(record.uid for record, _ in told))
         record = told[0][0]
-        prompt, labels, answers = shared_prompt(self._encoded(words for _, words in told))
-        length = self._length(prompt, answers)
+        text, *more = self.encoder.rows(self._encoded(words for _, words in told))
+        length = max(row.length for row in (text, *more))
         if length > self.max_length:
             reason = f"{length} tokens are more than max_length={self.max_length}; raise it, or leave the record out"
             return self._failed(uids, None, reason)
@@ -311,8 +465,8 @@ class PairDataset(Dataset[Sample]):
             share = self._changed_share(records) if self.masks else None
         except ImageError as error:
             return self._failed(uids, _named(error, records, self.root), str(error), error)
-        ids, ids_labels = self._expanded(prompt, labels)
-        return Sample(uids[0], pixels, ids, ids_labels, answers, share, also=uids[1:])
+        fields = text._asdict()
+        return Sample(uids[0], pixels, **fields, changed_share=share, also=uids[1:], more=tuple(more))
 
     def _failed(
         self, uids: tuple[str, ...], file: str | None, reason: str, cause: Exception | None = None
@@ -334,35 +488,21 @@ class PairDataset(Dataset[Sample]):
         """A black pair with a question and nothing to learn."""
         prepare = self.processor.image_processor
         black = [Image.new("RGB", (prepare.size, prepare.size))] * 2
-        ids, labels = self._expanded(self.encoder.prompt, self.encoder.prompt_labels)
-        return Sample(uid, prepare.normalise(black), ids, labels, (), also=also, skipped=skipped)
+        fields = self.encoder.blank()._asdict()
+        return Sample(uid, prepare.normalise(black), **fields, also=also, skipped=skipped)
+
+    def _words(self, record: Record) -> list[str | Rounds]:
+        """The branches of a record, in words: captions, and dialogues up to the last answer that is learned."""
+        rounds = record.conversation
+        if self.encoder.row_a_question:
+            return [*record.change_caption, *(rounds[: i + 1] for i in range(len(rounds)))]
+        return [*record.change_caption, *([rounds] if rounds else [])]
 
     def _encoded(self, told: Iterable[str | Rounds]) -> list[Branch]:
         return [
             self.encoder.caption(words) if isinstance(words, str) else self.encoder.conversation(words)
             for words in told
         ]
-
-    def _expanded(self, prompt: list[int], labels: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and labels with as many placeholders as both images have tokens.
-
-        Raises:
-            ConfigError: a template that puts other words than the question before the images.
-        """
-        ids, kept = np.array(prompt, np.int64), np.array(labels, np.int64)
-        image = ids == self.processor.image_token_id
-        if image.sum() != 2:
-            raise ConfigError(
-                "the chat template does not begin the same for all questions about a pair, so its images cannot be "
-                "shared: set one_pass to false"
-            )
-        times = np.where(image, self.processor.image_seq_length, 1)
-        return ids.repeat(times), kept.repeat(times)
-
-    def _length(self, prompt: list[int], answers: Sequence[tuple[Ids, Ids]]) -> int:
-        """Tokens of a row: the prompt without its last one, which each branch repeats, and the branches."""
-        images = 2 * (self.processor.image_seq_length - 1)
-        return len(prompt) - 1 + images + sum(1 + len(ids) for ids, _ in answers)
 
     def _fitted(self, record: Record) -> list[Image.Image]:
         """Both images, resized."""
@@ -391,19 +531,17 @@ class PairDataset(Dataset[Sample]):
         Raises:
             DataError: records without a word to learn.
         """
-        around = _bytes(self.processor.prompt(pair_conversation("")))
-        two = self.processor.prompt(pair_conversation("", history=[("", "")]))
-        per_round = _bytes(two) - around + _SLACK
+        per_round, each = self.encoder.per_round, self.encoder.row_a_question
         counts, bounds, bare = [], [], []
         for record in self.records:
             captions, rounds = record.change_caption, record.conversation
             texts = [*captions, *(answer for _, answer in rounds)]
             if not texts or not all(map(str.strip, texts)):
                 bare.append(record.uid)
-            counts.append(len(captions) + bool(rounds))
-            bound = sum(map(_bytes, captions)) + per_round * len(captions)
+            counts.append(len(captions) + (len(rounds) if each else bool(rounds)))
+            bound = sum(map(bound_of, captions)) + per_round * len(captions)
             if rounds:
-                bound += sum(_bytes(q) + _bytes(a) + per_round for q, a in rounds)
+                bound += sum(bound_of(q) + bound_of(a) + per_round for q, a in rounds)
             bounds.append(bound)
         if bare:
             raise DataError(
@@ -426,7 +564,7 @@ class PairDataset(Dataset[Sample]):
         self._order, edges = _groups(_pair_codes(self.records))
         totals = np.add.reduceat(counts[self._order], edges[:-1]) if len(counts) else counts
         most = np.add.reduceat(bounds[self._order], edges[:-1]) if len(counts) else bounds
-        most += len(self.encoder.prompt) + 2 * self.processor.image_seq_length
+        most += self.encoder.start
         spans = np.stack([edges[:-1], edges[1:], 0 * totals, totals], 1)
         parts: list[NDArray[np.int64]] = []
         done = 0
@@ -438,12 +576,12 @@ class PairDataset(Dataset[Sample]):
     def _split(self, span: NDArray[np.int64], max_branches: int) -> NDArray[np.int64]:
         """The samples of one pair with many branches, or long ones."""
         first, last, _, count = map(int, span)
-        told = [words for i in self._order[first:last] for words in _words(self.records[int(i)])]
+        told = [words for i in self._order[first:last] for words in self._words(self.records[int(i)])]
         branches = self._encoded(told)
         starts = [0]
         for stop in range(2, count + 1):
-            prompt, _, answers = shared_prompt(branches[starts[-1] : stop])
-            if stop - starts[-1] > max_branches or self._length(prompt, answers) > self.max_length:
+            rows = self.encoder.rows(branches[starts[-1] : stop])
+            if stop - starts[-1] > max_branches or max(row.length for row in rows) > self.max_length:
                 starts.append(stop - 1)
         return np.array([[first, last, a, b] for a, b in zip(starts, [*starts[1:], count], strict=True)])
 
@@ -452,15 +590,9 @@ _SLACK = 8
 """Tokens that a text may have beyond its bytes: marks of its own that a tokenizer adds."""
 
 
-def _bytes(text: str) -> int:
+def bound_of(text: str) -> int:
     """More tokens than a text has bytes are not made of it; three times as many may appear when it is normalised."""
     return len(text) if text.isascii() else 3 * len(text.encode())
-
-
-def _words(record: Record) -> list[str | Rounds]:
-    """The branches of a record, in words."""
-    dialogue = [record.conversation] if record.conversation else []
-    return [*record.change_caption, *dialogue]
 
 
 def _pair_codes(records: Sequence[Record]) -> NDArray[np.int64]:

@@ -141,8 +141,16 @@ def eval_results(test: TestSet) -> "list[EvalResult]":
             metric_args={"pairs": subset},
         )
 
-    row = test.metrics.scores["predictions"]
     found = []
+    for task, scores in test.metrics.tasks.items():
+        for table in scores["tables"] if task != "caption" else ():
+            for name, value in table["rows"][0]["values"].items():
+                if isinstance(value, (int, float)):
+                    kind = re.sub(r"[^a-z0-9]+", "_", name.lower())
+                    found.append(result(kind, f"{task}, {table['name']}: {name}", value, table["name"]))
+    if not test.metrics.scores:
+        return found
+    row = test.metrics.scores["predictions"]
     for subset in SUBSETS:
         for name, value in (row["captions"].get(subset) or {}).items():
             if name != "pairs" and isinstance(value, (int, float)):
@@ -211,13 +219,17 @@ def _body(facts: CardFacts, tests: Sequence[TestSet], weights: Path | None) -> I
     yield "In percent. Sm is the mean of BLEU-4, METEOR, ROUGE-L and CIDEr-D. CIDEr-D says nothing on unchanged pairs"
     yield "alone, and is not given for them."
     for test in tests:
-        yield from _results(test)
+        if test.metrics.scores:
+            yield from _results(test)
+        yield from _task_results(test)
     yield ""
     yield "## Limits"
     yield ""
     for key, what in LIMITS.items():
         yield f"- {key.capitalize()} ({what}): {_plain(facts.limits[key]) if facts.limits.get(key) else UNKNOWN}"
     for test in tests:
+        if not test.metrics.scores:
+            continue
         told = test.metrics.scores["predictions"]["decision"]
         yield (
             f"- On {_plain(test.name)} it states a change for {told['false_alarms']} of {told['unchanged']} unchanged "
@@ -234,7 +246,7 @@ def _body(facts: CardFacts, tests: Sequence[TestSet], weights: Path | None) -> I
     yield "| what | sha256 |"
     yield "|---|---|"
     for test in tests:
-        for what in ("predictions", "references"):
+        for what in ("predictions", "references") if test.metrics.scores else ():
             value = test.metrics.scores.get(f"{what}_sha256") or UNKNOWN
             yield f"| {what}, {_plain(test.name)} | {_code(value)} |"
         if fingerprint := test.metrics.run.get("weights"):
@@ -290,6 +302,28 @@ def _results(test: TestSet) -> Iterator[str]:
             yield f"- {_plain(row['name'])}: " + " / ".join(f'"{_plain(text)}"' for text in row["sentences"])
     for note in scores.get("notes", []):
         yield f"- Note: {_plain(note)}"
+
+
+def _task_results(test: TestSet) -> Iterator[str]:
+    """The tables of every task but captions, which have their own."""
+    for task, scores in test.metrics.tasks.items():
+        if task == "caption":
+            continue
+        yield ""
+        sizes = f"{scores['n']} samples, {scores['n_invalid']} unreadable answers"
+        yield f"### {_plain(test.name)}, {_plain(task)}: {sizes}"
+        for table in scores["tables"]:
+            names = list(table["rows"][0]["values"])
+            yield ""
+            yield f"{_plain(table['name'])}: {_plain(table['about'])}"
+            yield ""
+            yield f"| answers | n | {' | '.join(map(_plain, names))} |"
+            yield f"|---|---:|{'---:|' * len(names)}"
+            for row in table["rows"]:
+                name = "**this model**" if row is table["rows"][0] else _plain(row["name"])
+                yield f"| {name} | {row['n']} | {' | '.join(percent(row['values'][one]) for one in names)} |"
+        for note in scores["notes"]:
+            yield f"- Note: {_plain(note)}"
 
 
 def _reproduce(test: TestSet, model: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from llava.errors import DataError
 from llava.eval.metrics import score, sha256_of
 from llava.eval.predictions import References, Task, join, read_predictions
 from llava.eval.report import ReportRun
+from llava.eval.task_scores.files import names_tasks, read_task_answers
+from llava.eval.task_scores.scoring import changed_of, references_of, score_samples
 
 PREDICTIONS, METRICS, MAPS = "predictions.jsonl", "metrics.json", "maps"
 _FILES = ("img1_path", "img2_path", "mask_path", "map_path", "confidence")
@@ -23,9 +25,11 @@ class Metrics:
     """What a metrics.json holds."""
 
     scores: Mapping[str, Any]
-    """`Scores.to_dict()`."""
+    """`Scores.to_dict()` of the captions; empty where none were evaluated."""
     run: Mapping[str, Any]
     """Model, data, settings, date, versions, as far as they were written down."""
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    """`TaskScores.to_dict()` by task, where the records named tasks."""
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -41,10 +45,13 @@ def read_metrics(folder: Path) -> Metrics:
         raise DataError(f"{path} does not exist; `llava eval --out {folder}` writes it") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    scores = content.get("scores") if isinstance(content, dict) else None
-    run = content.get("run", {}) if isinstance(content, dict) else None
-    if not isinstance(scores, dict) or not isinstance(run, dict):
+    content = content if isinstance(content, dict) else {}
+    run, tasks = content.get("run", {}), content.get("tasks", {})
+    scores = content.get("scores", {} if tasks else None)
+    if not isinstance(scores, dict) or not isinstance(run, dict) or not isinstance(tasks, dict):
         raise DataError(f"{path}: expected an object with 'scores' and 'run', each an object")
+    if tasks and not scores:
+        return Metrics(scores, run, tasks)
     predictions = scores.get("predictions")
     if not isinstance(scores.get("pairs"), int) or not isinstance(predictions, dict):
         raise DataError(f"{path}: field 'scores' has no 'pairs' or no 'predictions'; score the run again")
@@ -52,7 +59,7 @@ def read_metrics(folder: Path) -> Metrics:
         raise DataError(
             f"{path}: field 'scores.predictions' has no 'captions' or no 'decision'; score the run again"
         )
-    return Metrics(scores, run)
+    return Metrics(scores, run, tasks)
 
 
 def read_run(
@@ -78,6 +85,8 @@ def read_run(
     """
     file = path / PREDICTIONS if path.is_dir() else path
     folder = file.parent
+    if references is None and names_tasks(file):
+        return _read_task_run(file, name, root, meteor)
     task = join(read_predictions(path), references)
     kept = read_metrics(folder) if path.is_dir() and (folder / METRICS).is_file() else None
     tokenizer = str(kept.scores.get("tokenizer", "release")) if kept else "release"
@@ -106,18 +115,50 @@ def read_run(
         for uid, text in task.predictions.items()
     ]
     facts = kept.run if kept else {}
-    if root is None:
-        root = Path(str(facts["root"])) if facts.get("root") else folder
     run = ReportRun(
-        name=name or str(facts.get("model") or folder.absolute().name),
+        name=name or _run_name(folder, facts),
         lines=lines,
         scores=kept.scores if kept else computed,
         per_pair=computed.per_pair,
         facts=facts_as_text(facts),
-        root=root,
+        root=root or _root(folder, facts),
         change_map=_change_maps(folder, lines),
     )
     return run, task
+
+
+def _read_task_run(file: Path, name: str | None, root: Path | None, meteor: bool) -> tuple[ReportRun, Task]:
+    """As `read_run`, of records of which some name a task: every score is computed anew; what is returned beside the
+    run is of its captions."""
+    folder = file.parent
+    answers = read_task_answers(file)
+    scored = score_samples(answers.samples, meteor=meteor)
+    facts = read_metrics(folder).run if (folder / METRICS).is_file() else {}
+    lines = list(_entries(file).values())
+    run = ReportRun(
+        name=name or _run_name(folder, facts),
+        lines=lines,
+        scores=scored.captions,
+        tasks=scored.tasks,
+        facts=facts_as_text(facts),
+        root=root or _root(folder, facts),
+        change_map=_change_maps(folder, lines),
+    )
+    captions = [sample for sample in answers.samples if sample.task == "caption"]
+    task = Task(
+        predictions={sample.record.uid: sample.said for sample in captions},
+        references={sample.record.uid: references_of(sample.record) for sample in captions},
+        changed={sample.record.uid: changed_of(sample.record) for sample in captions},
+    )
+    return run, task
+
+
+def _run_name(folder: Path, facts: Mapping[str, Any]) -> str:
+    return str(facts.get("model") or folder.absolute().name)
+
+
+def _root(folder: Path, facts: Mapping[str, Any]) -> Path:
+    return Path(str(facts["root"])) if facts.get("root") else folder
 
 
 def facts_as_text(run: Mapping[str, Any]) -> dict[str, str]:

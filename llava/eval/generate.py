@@ -1,4 +1,7 @@
-"""Records to answers: batches formed by length, files read while the model works, one captioner for all."""
+"""Records to answers: batches formed by length, files read while the model works, one captioner for all.
+
+Each pair is asked a question, or the rounds of a dialogue in order, each with what was said before.
+"""
 
 import random
 import sys
@@ -7,9 +10,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 from llava.data.conversation import QUESTION
@@ -26,23 +29,64 @@ if TYPE_CHECKING:
 AHEAD = 2
 """Batches that are read ahead of the model."""
 
+Mode = Literal["own", "gold"]
+"""What a round of a dialogue is told of the rounds before it: the model's own answers, or the true ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is asked of one pair."""
+
+    questions: tuple[str, ...]
+    """One, or the rounds of a dialogue in order."""
+    gold: tuple[str, ...] = ()
+    """The true answers, for histories of the mode "gold"."""
+    modes: tuple[Mode, ...] = ("own",)
+    """The rounds are gone through once for each; the first is answered once, for it has no history."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What was said to one `Ask`."""
+
+    rounds: "Mapping[Mode, tuple[Answer, ...]]"
+    """An answer for each round, for each mode."""
+
+    @property
+    def last(self) -> "Answer":
+        """The last answer of the first mode; for a single question, the answer."""
+        return next(iter(self.rounds.values()))[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Records that are answered at once, with as many rounds each."""
+
+    records: Sequence[Record]
+    how: "Generation"
+    map_side: int | None = None
+    """Also give change maps, with a longer side of so many pixels."""
+
 
 def shuffle_pairs(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """The same captions and uids, each with the images (and the mask) of another pair: what a model says
-    without looking.
+    """The same texts and uids, each with the images (and the mask) of another pair: what a model says without
+    looking. Records of one pair are shown the same other one.
 
     Raises:
-        DataError: fewer than two records.
+        DataError: fewer than two pairs.
     """
-    if len(records) < 2:
-        raise DataError("shuffling images among pairs needs at least two records")
-    order = list(range(len(records)))
+    pairs = {(record.img1_path, record.img2_path): record for record in reversed(records)}
+    shown = list(reversed(pairs.values()))  # in the order of their first records
+    if len(shown) < 2:
+        raise DataError("shuffling images among pairs needs records of at least two pairs")
+    order = list(range(len(shown)))
     random.Random(seed).shuffle(order)
     partner = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps their own
-    shown = [records[partner[i]] for i in range(len(records))]
+    others = {(one.img1_path, one.img2_path): shown[partner[i]] for i, one in enumerate(shown)}
     return [
         replace(record, img1_path=other.img1_path, img2_path=other.img2_path, mask_path=other.mask_path)
-        for record, other in zip(records, shown, strict=True)
+        for record in records
+        for other in (others[record.img1_path, record.img2_path],)
     ]
 
 
@@ -71,31 +115,57 @@ def answer_batches(
     autocast: "dtype | None" = None,
     map_side: int | None = None,
 ) -> "Iterator[dict[str, Answer | ImageError]]":
-    """Work through batches: uid -> answer for each of them, one batch at a time and in order.
+    """`ask_batches` with one question a pair: uid -> its answer.
 
     Args:
-        root: folder the records' paths count from.
-        how: the settings. A batch's random numbers follow from `how.seed` and its first uid, so they do not
-            depend on which process works on it.
+        how: the settings of every batch.
         questions: uid -> question; the caption's by default.
-        workers: threads that read and resize images ahead of the model.
-        skip_errors: give the error of a pair that cannot be read in place of its answer.
         map_side: also give change maps, with a longer side of so many pixels.
+    """
+    asked = questions or {}
+    made = ask_batches(
+        captioner,
+        [Batch(records=batch, how=how, map_side=map_side) for batch in batches],
+        root,
+        {r.uid: Ask(questions=(asked.get(r.uid, QUESTION),)) for batch in batches for r in batch},
+        workers=workers,
+        skip_errors=skip_errors,
+        autocast=autocast,
+    )
+    for spoken in made:
+        yield {uid: one.last if isinstance(one, Spoken) else one for uid, one in spoken.items()}
+
+
+def ask_batches(
+    captioner: "ChangeCaptioner",
+    batches: Sequence[Batch],
+    root: Path,
+    asks: Mapping[str, Ask],
+    *,
+    workers: int = 2,
+    skip_errors: bool = False,
+    autocast: "dtype | None" = None,
+) -> "Iterator[dict[str, Spoken | ImageError]]":
+    """Work through batches: uid -> what was said for each of them, one batch at a time and in order.
+
+    Args:
+        batches: a batch's random numbers follow from the seed of its settings and its first uid, so they do not depend
+            on which process works on it.
+        root: folder the records' paths count from.
+        asks: uid -> what is asked; in one batch as many rounds and the same modes.
+        workers: threads that read and resize images ahead of the model.
+        skip_errors: give the error of a pair that cannot be read in place of its answers.
         autocast: precision of the model's work, where that is not to be the weights' own.
 
     Raises:
         ImageError: a pair that cannot be read; it is named.
         LlavaError: too little memory for the batch.
     """
-    import torch
-
-    asked = questions or {}
-    kind = captioner.model.device.type
     with ThreadPoolExecutor(workers, thread_name_prefix="llava-read") as pool:
         for batch, read in _read_ahead(captioner, batches, root, pool):
-            answers: dict[str, Answer | ImageError] = {}
+            answers: dict[str, Spoken | ImageError] = {}
             good: list[tuple[Record, PairPixels]] = []
-            for record, pixels in zip(batch, read, strict=True):
+            for record, pixels in zip(batch.records, read, strict=True):
                 if not isinstance(pixels, ImageError):
                     good.append((record, pixels))
                 elif skip_errors:
@@ -105,28 +175,75 @@ def answer_batches(
                         f"pair {record.uid!r}: {pixels} (--skip-errors goes on without such pairs)"
                     ) from pixels
             if good:
-                place = f"{how.seed}/{good[0][0].uid}".encode("utf-8", "replace")
-                options = {**vars(how), "seed": None if how.seed is None else crc32(place)}
-                try:
-                    with torch.autocast(kind, autocast) if autocast else nullcontext():
-                        said = captioner.answer_batch(
-                            [pixels for _, pixels in good],
-                            [asked.get(record.uid, QUESTION) for record, _ in good],
-                            map_side=map_side,
-                            **options,
-                        )
-                except torch.OutOfMemoryError as error:
-                    raise LlavaError(
-                        f"out of memory with {len(good)} pairs at once; a smaller --batch-size goes on where this "
-                        "one stopped"
-                    ) from error
-                answers |= {record.uid: answer for (record, _), answer in zip(good, said, strict=True)}
-            yield {record.uid: answers[record.uid] for record in batch}
+                said = _Conversations(captioner, batch, good, asks, autocast).all_rounds()
+                answers |= {record.uid: one for (record, _), one in zip(good, said, strict=True)}
+            yield {record.uid: answers[record.uid] for record in batch.records}
+
+
+class _Conversations:
+    """The rounds of one batch's pairs, asked together."""
+
+    def __init__(
+        self,
+        captioner: "ChangeCaptioner",
+        batch: Batch,
+        good: "Sequence[tuple[Record, PairPixels]]",
+        asks: Mapping[str, Ask],
+        autocast: "dtype | None",
+    ) -> None:
+        self.captioner, self.batch, self.autocast = captioner, batch, autocast
+        self.pixels = [pixels for _, pixels in good]
+        self.asks = [asks[record.uid] for record, _ in good]
+        self.first_uid = good[0][0].uid
+
+    def all_rounds(self) -> list[Spoken]:
+        modes, rounds = self.asks[0].modes, len(self.asks[0].questions)
+        said: dict[Mode, list[list[Answer]]] = {}
+        for mode in modes:
+            first = said[modes[0]] if said else [[answer] for answer in self._ask(0, mode, [])]
+            said[mode] = [answers[:1] for answers in first]
+            for number in range(1, rounds):
+                for answers, answer in zip(said[mode], self._ask(number, mode, said[mode]), strict=True):
+                    answers.append(answer)
+        return [Spoken({mode: tuple(said[mode][i]) for mode in modes}) for i in range(len(self.asks))]
+
+    def _ask(self, number: int, mode: Mode, said: "Sequence[Sequence[Answer]]") -> "list[Answer]":
+        """The answers of one round."""
+        import torch
+
+        how = self.batch.how
+        place = f"{how.seed}/{self.first_uid}" + (f"/{mode}/{number}" if number else "")
+        seed = None if how.seed is None else crc32(place.encode("utf-8", "replace"))
+        options: dict[str, Any] = {
+            **vars(how),
+            "seed": seed,
+            "map_side": None if number else self.batch.map_side,
+        }
+        if number:
+            options["history"] = [
+                tuple(zip(ask.questions[:number], self._before(ask, mode, one), strict=False))
+                for ask, one in zip(self.asks, said, strict=True)
+            ]
+        kind = self.captioner.model.device.type
+        try:
+            with torch.autocast(kind, self.autocast) if self.autocast else nullcontext():
+                return self.captioner.answer_batch(
+                    self.pixels, [ask.questions[number] for ask in self.asks], **options
+                )
+        except torch.OutOfMemoryError as error:
+            raise LlavaError(
+                f"out of memory with {len(self.pixels)} pairs at once; a smaller --batch-size goes on where this "
+                "one stopped"
+            ) from error
+
+    @staticmethod
+    def _before(ask: Ask, mode: Mode, said: "Sequence[Answer]") -> Sequence[str]:
+        return ask.gold if mode == "gold" else [answer.text for answer in said]
 
 
 def _read_ahead(
-    captioner: "ChangeCaptioner", batches: Sequence[Sequence[Record]], root: Path, pool: ThreadPoolExecutor
-) -> "Iterator[tuple[Sequence[Record], list[PairPixels | ImageError]]]":
+    captioner: "ChangeCaptioner", batches: Sequence[Batch], root: Path, pool: ThreadPoolExecutor
+) -> "Iterator[tuple[Batch, list[PairPixels | ImageError]]]":
     """Batches with the pixels of their pairs, or why there are none."""
 
     def read(record: Record) -> "PairPixels | ImageError":
@@ -135,10 +252,10 @@ def _read_ahead(
         except ImageError as error:
             return error
 
-    waiting: deque[tuple[Sequence[Record], list[Future[PairPixels | ImageError]]]] = deque()
+    waiting: deque[tuple[Batch, list[Future[PairPixels | ImageError]]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, [pool.submit(read, record) for record in batch]))
+            waiting.append((batch, [pool.submit(read, record) for record in batch.records]))
             if len(waiting) > AHEAD:
                 first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]

@@ -104,6 +104,15 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(path, captions, tuple(repeats), unanswered, truth.sentences, truth.flags)
 
 
+def read_answers(path: Path, *, truth: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of predictions, or of the predictions.jsonl in a folder, each with its place, unchecked.
+
+    truth: the file is one of references. Raises DataError where there is no such file, or no list of objects in it.
+    """
+    path = path / "predictions.jsonl" if path.is_dir() else path
+    yield from _entries(path, _as_references if truth else _as_predictions)
+
+
 def read_references(path: Path, split: str | None = None) -> References:
     """The references of a file, of one split where it has splits.
 

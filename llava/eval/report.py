@@ -10,7 +10,7 @@ import html
 import json
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,9 +23,11 @@ from PIL import Image
 
 from llava.errors import ConfigError, DataError, ImageError
 from llava.eval.compare import Comparison
-from llava.eval.metrics import mostly_changed
+from llava.eval.metrics import mostly_changed, some
 from llava.eval.pictures import Encoding, PairFiles, encode_pair
 from llava.eval.scores import Scores
+from llava.eval.task_scores.scoring import stated_change
+from llava.eval.task_scores.tables import TaskScores
 from llava.tasks.caption import says_change
 
 Images = Literal["embed", "link"]
@@ -33,7 +35,21 @@ PICTURED_PAIRS = 2000
 SMALL_SIDE, LARGE_SIDE, MANY_PAIRS = 256, 512, 500
 """Longer side of embedded pictures: small from so many pairs on."""
 
-_SCRIPTS = ("core.js", "charts.js", "summary.js", "stage.js", "gallery.js", "viewer.js", "main.js")
+ANSWER = "Answer"
+"""Name of the score that all tasks share: how well a record was answered, 0 to 100."""
+RIGHT = 99.999
+"""An answer of this score is a right one, whatever its sums left of 100."""
+
+_SCRIPTS = (
+    "core.js",
+    "tasks.js",
+    "charts.js",
+    "summary.js",
+    "stage.js",
+    "gallery.js",
+    "viewer.js",
+    "main.js",
+)
 _MARK = re.compile(r"\{\{(\w+)\}\}")
 
 ChangeMap: TypeAlias = Callable[[str], "Image.Image | None"]
@@ -47,8 +63,11 @@ class ReportRun:
     lines: Sequence[Mapping[str, Any]]
     """As in predictions.jsonl: `uid`, `pred`, `change_caption`; `change_flag`, `img1_path`, `img2_path`, `mask_path`
     and `confidence` where known. Lines without a `pred` (pairs that could not be read) are left out."""
-    scores: Scores | Mapping[str, Any]
-    """The scores of these lines, or their `to_dict()`."""
+    scores: Scores | Mapping[str, Any] | None
+    """The scores of the captions among these lines, or their `to_dict()`; None where there are none."""
+    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
+    """Scores by task, where lines name a `task`; such lines have a `conversation` with the gold answers, and may have
+    `question`, `history`, `answers`, `parsed` and `valid`."""
     per_pair: Mapping[str, Mapping[str, float]] | None = None
     """uid -> score by name, in percent; Sm, or CIDEr-D, is what is sorted by. Default: those of `scores`."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +88,9 @@ class _Pair:
     changed: bool
     files: PairFiles | None
     confidence: float | None
+    task: str | None = None
+    asked: tuple[Any, ...] = ()
+    """Of a task: question, gold rounds before it, what was said in those, parsed value, whether it could be read."""
 
 
 def write_report(
@@ -134,7 +156,11 @@ def write_report(
                 pair.uid,
                 int(pair.changed),
                 list(pair.references),
-                [_said(run_pairs[i], table[i]) for run_pairs, table in zip(pairs, tables, strict=True)],
+                [
+                    _said(run, run_pairs[i], table[i])
+                    for run, run_pairs, table in zip(runs, pairs, tables, strict=True)
+                ],
+                *([pair.task, *pair.asked[:2]] if pair.task else []),
             ]
             for i, pair in enumerate(pairs[0])
         ],
@@ -182,13 +208,18 @@ def _pairs(run: ReportRun) -> list[_Pair]:
             raise DataError(f"{where}: comes twice; every pair is shown once")
         if line.get("pred") is None:
             continue
+        task = line.get("task")
         references = line.get("change_caption") or ()
+        if task is not None and not (task == "caption" and references):
+            references = [answer for _, answer in line.get("conversation", ())[-1:]]
         texts = [line["pred"], *references]
         if isinstance(references, str) or not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: 'pred' must be a string and 'change_caption' a list of strings")
         flag = line.get("change_flag")
         if flag is None:
-            flag = mostly_changed(references)
+            gold = references if task == "caption" else [answer for _, answer in line.get("conversation", ())]
+            said = stated_change(task, gold) if task else None
+            flag = mostly_changed(references) if said is None else said
         pairs[uid] = _Pair(
             uid=uid,
             said=line["pred"],
@@ -196,10 +227,20 @@ def _pairs(run: ReportRun) -> list[_Pair]:
             changed=bool(flag),
             files=_files(line, run.root),
             confidence=line.get("confidence"),
+            task=task,
+            asked=_asked(line) if task else (),
         )
     if not pairs:
         raise DataError(f"run {run.name!r} has no predictions, so there is nothing to show")
     return list(pairs.values())
+
+
+def _asked(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the page says of an answer to a task beside the answer; see `_Pair.asked`."""
+    rounds = [list(one) for one in line.get("conversation", ())]
+    question = line.get("question") or (rounds[-1][0] if rounds else "")
+    said = list(next(iter((line.get("answers") or {}).values()), ()))[:-1]
+    return question, rounds[:-1], said, line.get("parsed"), line.get("valid", True)
 
 
 def _files(line: Mapping[str, Any], root: Path | None) -> PairFiles | None:
@@ -212,20 +253,24 @@ def _files(line: Mapping[str, Any], root: Path | None) -> PairFiles | None:
 def _check_same(runs: Sequence[ReportRun], pairs: list[list[_Pair]]) -> None:
     """Two runs: order the second one as the first; both: the scores are of these pairs."""
     for run, own in zip(runs, pairs, strict=True):
-        scored = _scores(run).get("pairs")
-        if scored != len(own):
-            raise DataError(
-                f"run {run.name!r}: its scores are of {scored} pairs, its predictions are {len(own)}; score them again"
-            )
+        named = Counter(pair.task or "caption" for pair in own)
+        found = {name: scores.n for name, scores in run.tasks.items() if name != "caption"}
+        if run.scores is not None:
+            found["caption"] = int(_scores(run).get("pairs") or 0)
+        for task in named | found:
+            if named[task] != found.get(task, 0):
+                raise DataError(
+                    f"run {run.name!r}: its scores are of {found.get(task, 0)} pairs, its predictions are "
+                    f"{named[task]} ({task}); score them again"
+                )
     if len(pairs) == 1:
         return
     first, second = pairs
     by_uid = {pair.uid: pair for pair in second}
     alone = {pair.uid for pair in first} ^ by_uid.keys()
     if alone:
-        named = ", ".join(sorted(alone)[:5]) + (", ..." if len(alone) > 5 else "")
         raise DataError(
-            f"{len(alone)} pairs are in one of the two runs only: {named}. Compare runs on one set"
+            f"{len(alone)} pairs are in one of the two runs only: {some(alone)}. Compare runs on one set"
         )
     for pair in first:
         if sorted(pair.references) != sorted(by_uid[pair.uid].references):
@@ -236,7 +281,7 @@ def _check_same(runs: Sequence[ReportRun], pairs: list[list[_Pair]]) -> None:
 
 
 def _scores(run: ReportRun) -> Mapping[str, Any]:
-    return run.scores.to_dict() if isinstance(run.scores, Scores) else run.scores
+    return run.scores.to_dict() if isinstance(run.scores, Scores) else run.scores or {}
 
 
 def _columns(
@@ -248,9 +293,14 @@ def _columns(
         scores = run.per_pair
         if scores is None:
             scores = run.scores.per_pair if isinstance(run.scores, Scores) else {}
-        given.append(scores)
+        answered = {uid: value for task in run.tasks.values() for uid, value in task.per_sample.items()}
+        given.append(
+            {uid: {ANSWER: value, **scores.get(uid, {})} for uid, value in answered.items()}
+            if answered
+            else scores
+        )
     names = dict.fromkeys(name for scores in given for row in scores.values() for name in row)
-    first = [name for name in ("Sm", "CIDEr-D") if name in names]
+    first = [name for name in (ANSWER, "Sm", "CIDEr-D") if name in names]
     columns = list(dict.fromkeys([*first, *names]))
     confident = any(pair.confidence is not None for own in pairs for pair in own)
     tables = []
@@ -275,7 +325,13 @@ def _pictured(pairs: list[list[_Pair]], tables: list[list[list[float | None]]], 
     if len(have) <= limit:
         return have
     have.sort(key=lambda i: (tables[0][i] or [None])[0] or 0.0)
-    wrong = [i for i in have if any(says_change(own[i].said) != own[i].changed for own in pairs)]
+    wrong = [
+        i
+        for i in have
+        if any(
+            own[i].task in (None, "caption") and says_change(own[i].said) != own[i].changed for own in pairs
+        )
+    ]
     chosen = _spread(wrong, limit // 2)
     taken = set(chosen)
     return sorted(chosen + _spread([i for i in have if i not in taken], limit - len(chosen)))
@@ -290,15 +346,24 @@ def _spread(items: list[int], count: int) -> list[int]:
 
 
 def _run(run: ReportRun) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "name": run.name,
         "scores": _scores(run),
         "facts": [[key, text] for key, text in run.facts.items()],
     }
+    if run.tasks:
+        found["tasks"] = [scores.to_dict() for scores in run.tasks.values()]
+    return found
 
 
-def _said(pair: _Pair, scores: list[float | None]) -> list[Any]:
-    return [pair.said, int(says_change(pair.said)), scores]
+def _said(run: ReportRun, pair: _Pair, scores: list[float | None]) -> list[Any]:
+    """What was said, whether it states a change (of a caption) or is right, and the scores; of a task, more."""
+    if pair.task is None:
+        return [pair.said, int(says_change(pair.said)), scores]
+    if pair.task == "caption":
+        return [pair.said, int(says_change(pair.said)), scores, *pair.asked[2:]]
+    right = run.tasks[pair.task].per_sample.get(pair.uid, 0.0) >= RIGHT
+    return [pair.said, int(right), scores, *pair.asked[2:]]
 
 
 def _pictures(

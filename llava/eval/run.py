@@ -1,4 +1,7 @@
-"""One evaluation: a prediction for every uid once, on any number of processes, and the scores of all of them.
+"""One evaluation: an answer to every uid once, on any number of processes, and the scores of all of them.
+
+A record that names a task is asked its own question, or the rounds of its dialogue, decoded and scored as its task is;
+one that names none is a caption record.
 
 The same function runs from the command line, under torchrun, in a notebook and inside training. Batches are
 formed from the records alone and dealt whole to the ranks, so neither the number of ranks nor a broken-off run
@@ -14,43 +17,57 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
 from torch import nn
 
 from llava import __version__, distributed
-from llava.captioner import Answer, ChangeCaptioner
+from llava.captioner import ChangeCaptioner
 from llava.data.conversation import QUESTION
 from llava.data.mixture import unique
 from llava.data.record import Record
-from llava.data.results import ResultFile
 from llava.errors import ConfigError, DataError, ImageError, MissingDependencyError
-from llava.eval.generate import Progress, answer_batches, make_batches, score_texts
+from llava.eval.generate import Ask, Batch, Mode, Progress, Spoken, ask_batches, make_batches
 from llava.eval.metrics import Scores
+from llava.eval.run_folder import (
+    METRICS,
+    REPORT,
+    Line,
+    RunFolder,
+    encodable,
+    full_line,
+    settings_of,
+    write_text,
+)
+from llava.eval.task_scores.scoring import (
+    Sample,
+    Scored,
+    changed_of,
+    references_of,
+    score_samples,
+    task_of,
+)
+from llava.eval.task_scores.tables import TaskScores
+from llava.eval.task_scores.texts import WordNumbers
+from llava.family import AnyModel, AnyProcessor
 from llava.generation import Generation
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
-from llava.model.processing import ChangeVLMProcessor
+from llava.registry import pick
 from llava.tasks.caption import normalise
+from llava.tasks.definitions import REFERENCE_DECODING, TASK_NAMES, TASKS
 
-Line = dict[str, Any]
-
-PREDICTIONS, METRICS, REPORT, MAPS = "predictions.jsonl", "metrics.json", "report.html", "maps"
 MAP_SIDE = 108
 """Longer side of a kept change map: four pixels for each of the 27 patches of the usual tower."""
-_PART = "predictions.rank{}.jsonl"
-_NUMBERS = ("log_probability", "confidence", "tokens", "seconds")
+_TEXT_TASKS = ("caption", "open", "dialog")
+"""Tasks whose scores compare words."""
+_MODES: Mapping[str, tuple[Mode, ...]] = {"own": ("own",), "gold": ("gold",), "both": ("own", "gold")}
+_DECODINGS: Mapping[str, Mapping[str, Any]] = {"task": {}, "reference": REFERENCE_DECODING}
 _AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-SEE_FOLDER = 30.0
-"""Seconds in which a network file system must show one node what another has written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +79,17 @@ class EvalSettings:
     batch_size: int = 16
     """Pairs at once on each process."""
     generation: Generation | None = None
-    """How text is made; the captioner's own settings by default."""
+    """How text is made for records that name no task; the captioner's own settings by default."""
+    decode: str = "task"
+    """How text is made for the others: "task", as `llava.tasks.definitions.TASKS` says of each, or "reference", one
+    setting for all, as the DeltaVLM release has it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Generation` that replace those of `decode`."""
+    history: str = "both"
+    """What a dialogue's rounds are told of the earlier ones: the model's "own" answers, the "gold" ones, or "both", one
+    after the other."""
+    words: Mapping[str, WordNumbers] = field(default_factory=dict)
+    """Task -> word list; adds the `ids` protocol to "caption" and "open"."""
     autocast: str | None = None
     """Compute in "bfloat16" or "float16" while the weights stay what they are: for float32 weights in training."""
     workers: int | None = None
@@ -91,17 +118,35 @@ class EvalSettings:
             raise ConfigError(f"timeout={self.timeout} must be above 0 seconds")
         if self.autocast not in _AUTOCAST:
             raise ConfigError(f"autocast={self.autocast!r}: give 'bfloat16', 'float16' or None")
+        pick(_DECODINGS, self.decode, what="decoding")
+        pick(_MODES, self.history, what="history")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found."""
 
-    scores: Scores
+    scored: Scored
     skipped: Mapping[str, str]
     """uid -> why the pair could not be read; those pairs are not scored."""
     lines: Sequence[Line]
     """The lines of predictions.jsonl, in the records' order; on rank 0, elsewhere none."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the caption records, where there must be some.
+
+        Raises:
+            DataError: no caption record was evaluated.
+        """
+        if self.scored.captions is None:
+            raise DataError(f"no captions were evaluated; there are scores of {', '.join(self.tasks)}")
+        return self.scored.captions
+
+    @property
+    def tasks(self) -> Mapping[str, TaskScores]:
+        """Scores by task; empty where no record names one."""
+        return self.scored.tasks
 
 
 def evaluate(
@@ -111,7 +156,7 @@ def evaluate(
     *args: Any,
     **options: Any,
 ) -> Scores:
-    """The scores of `run_evaluation`, on every rank; the arguments are the same."""
+    """The scores of the captions of `run_evaluation`, on every rank; the arguments are the same."""
     return run_evaluation(model, records, root, *args, **options).scores
 
 
@@ -123,11 +168,11 @@ def run_evaluation(
     settings: EvalSettings | None = None,
     *,
     questions: Mapping[str, str] | None = None,
-    processor: ChangeVLMProcessor | None = None,
+    processor: AnyProcessor | None = None,
     name: str | None = None,
     data: str = "records",
 ) -> Evaluation:
-    """Caption every pair once and score the captions. With several processes, every one calls it alike.
+    """Ask every record once and score the answers. With several processes, every one calls it alike.
 
     The model is used where and as it is: no weight is moved or cast, and its modules are in the same mode
     (training or not) afterwards. A greedy evaluation draws no random numbers.
@@ -135,7 +180,7 @@ def run_evaluation(
     Args:
         model: a captioner, or a model in training with its `processor` (also inside DistributedDataParallel, a
             DeepSpeed engine up to ZeRO-2, or peft).
-        records: what to caption, each with references; a uid that comes several times counts once.
+        records: what to ask about, each with references or gold answers; a uid that comes several times counts once.
         root: folder the records' paths count from.
         out: folder for predictions.jsonl, metrics.json and report.html, the same for all processes; in it a
             broken-off run goes on. None writes nothing.
@@ -145,7 +190,7 @@ def run_evaluation(
         data: what the records are called in the files.
 
     Raises:
-        DataError: records without references, two records of one uid, a folder that holds another run.
+        DataError: records without their truth, two records of one uid, a folder that holds another run.
         ImageError: a pair that cannot be read, without `skip_errors`.
         MissingDependencyError: nothing to compute scores with, said before the first caption.
         ConfigError: weights that are sharded over the processes.
@@ -163,10 +208,10 @@ def run_evaluation(
     )
     with _evaluating(net):
         captioner = model if isinstance(model, ChangeCaptioner) else _captioner(net, processor)
-        how = settings.generation or captioner.generation
-        run = _describe(captioner, name or captioner.name, job, how, data)
+        hows = {task: _decoding(task, captioner, settings) for task in job.tasks}
+        run = _describe(captioner, name or captioner.name, job, hows, data)
         _require_same(run, settings.timeout)
-        return _evaluate(captioner, job, how, run)
+        return _evaluate(captioner, job, hows, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,42 +224,95 @@ class _Job:
     settings: EvalSettings
     questions: Mapping[str, str]
 
-    def asked(self, record: Record) -> str:
-        return self.questions.get(record.uid, self.settings.question)
+    @property
+    def tasks(self) -> list[str | None]:
+        """What the records name, in the order in which it is done; None for those that name none."""
+        named = {record.task for record in self.records}
+        return [task for task in (None, *TASK_NAMES) if task in named]
+
+    def ask(self, record: Record) -> Ask:
+        """What a record is asked: its own rounds, where it names a task and has some."""
+        if record.task is None or not record.conversation:
+            return Ask(questions=(self.questions.get(record.uid, self.settings.question),))
+        questions, gold = zip(*record.conversation, strict=True)
+        modes = _MODES[self.settings.history] if len(questions) > 1 else ("own",)
+        if len(questions) == 1:
+            questions = (self.questions.get(record.uid, questions[0]),)
+        return Ask(questions=questions, gold=gold, modes=modes)
 
 
-def _evaluate(captioner: ChangeCaptioner, job: _Job, how: Generation, run: dict[str, Any]) -> Evaluation:
+def _decoding(task: str | None, captioner: ChangeCaptioner, settings: EvalSettings) -> Generation:
+    """How the answers of one task are made."""
+    if task is None:
+        return settings.generation or captioner.generation
+    named = {**vars(TASKS[task].generation), **_DECODINGS[settings.decode], **settings.options}
+    return Generation().but(named)  # type: ignore[arg-type]
+
+
+def _batches(
+    captioner: ChangeCaptioner,
+    job: _Job,
+    asks: Mapping[str, Ask],
+    hows: Mapping[str | None, Generation],
+    map_side: int | None,
+) -> list[Batch]:
+    """Batches of one task and number of rounds each, from the records alone. Change maps come with captions."""
+    known: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+
+    def length(uid: str) -> int:
+        ask = asks[uid]
+        last = (ask.questions[-1], tuple(zip(ask.questions[:-1], ask.gold, strict=False)))
+        if last not in known:
+            known[last] = len(captioner.prompt_ids(*last) if last[1] else captioner.prompt_ids(last[0]))
+        return known[last]
+
+    batches = []
+    for task in job.tasks:
+        kept = [record for record in job.records if record.task == task]
+        for rounds in sorted({len(asks[record.uid].questions) for record in kept}):
+            alike = [record for record in kept if len(asks[record.uid].questions) == rounds]
+            lengths = {record.uid: length(record.uid) for record in alike}
+            side = map_side if task in (None, "caption") else None
+            batches += [
+                Batch(records=batch, how=hows[task], map_side=side)
+                for batch in make_batches(alike, job.settings.batch_size, lengths)
+            ]
+    return batches
+
+
+def _evaluate(
+    captioner: ChangeCaptioner, job: _Job, hows: Mapping[str | None, Generation], run: dict[str, Any]
+) -> Evaluation:
     settings, records = job.settings, job.records
     started = time.monotonic()
-    asked = {record.uid: job.asked(record) for record in records}
-    tokens = {question: len(captioner.prompt_ids(question)) for question in set(asked.values())}
-    lengths = {uid: tokens[question] for uid, question in asked.items()}
-    batches = make_batches(records, settings.batch_size, lengths)
-    with _Folder(job.out, run, settings) as folder:
+    asks = {record.uid: job.ask(record) for record in records}
+    by_uid = {record.uid: record for record in records}
+    maps = settings.maps and job.out is not None and captioner.model.config.fusion is not None
+    batches = _batches(captioner, job, asks, hows, MAP_SIDE if maps else None)
+    with RunFolder(job.out, run, overwrite=settings.overwrite, timeout=settings.timeout) as folder:
         # A batch that was broken off is computed whole again, so that each pair keeps the company it had.
-        todo = [batch for batch in batches if any(record.uid not in folder.done for record in batch)]
+        todo = [b for b in batches if any(record.uid not in folder.done for record in b.records)]
         speak = distributed.is_main() and not settings.quiet
         if speak and folder.done:
             print(f"{len(folder.done)} of {len(records)} pairs are there already", file=sys.stderr)
         progress = Progress(len(records), len(folder.done), say=speak)
-        maps = settings.maps and job.out is not None and captioner.model.config.fusion is not None
         fresh: list[Line] = []
         skipped: dict[str, str] = {}
         with distributed.Team("captions", settings.timeout) as team:
-            for answers in answer_batches(
+            for answers in ask_batches(
                 captioner,
                 todo[distributed.rank() :: distributed.world_size()],
                 job.root,
-                how,
-                questions=asked,
+                asks,
                 workers=settings.workers or _workers(),
                 skip_errors=settings.skip_errors,
                 autocast=_AUTOCAST[settings.autocast],
-                map_side=MAP_SIDE if maps else None,
             ):
                 new = {uid: answer for uid, answer in answers.items() if uid not in folder.done}
                 lines = [
-                    folder.line(uid, answer) for uid, answer in new.items() if isinstance(answer, Answer)
+                    folder.line(by_uid[uid], asks[uid], spoken, hows[by_uid[uid].task])
+                    for uid, spoken in new.items()
+                    if isinstance(spoken, Spoken)
                 ]
                 folder.append(lines)
                 fresh += lines
@@ -226,17 +324,17 @@ def _evaluate(captioner: ChangeCaptioner, job: _Job, how: Generation, run: dict[
         shares = distributed.gather((fresh, skipped), "predictions", settings.timeout)
         merged: list[Line] = []  # stays on rank 0: the others get the scores alone
 
-        def conclude() -> tuple[Scores, dict[str, str]]:
+        def conclude() -> tuple[Scored, dict[str, str]]:
             answered = folder.done | {line["uid"]: line for lines, _ in shares for line in lines}
             broken = {uid: why for _, errors in shares for uid, why in errors.items()}
-            merged.extend(_line(record, answered, broken) for record in records)
+            merged.extend(full_line(record, answered, broken) for record in records)
             folder.merge(merged)
             scores = _score(merged, records, settings)
             if job.out is not None:
                 made = _made(captioner, settings, time.monotonic() - started)
                 facts = {**run, **made, "skipped": broken}
-                found = {"scores": scores.to_dict(), "run": facts}
-                _write(job.out / METRICS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+                found = {**scores.to_dict(), "run": facts}
+                write_text(job.out / METRICS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
                 if settings.report:
                     _report(job.out, merged, scores, job.root, facts)
             return scores, broken
@@ -248,26 +346,26 @@ def _evaluate(captioner: ChangeCaptioner, job: _Job, how: Generation, run: dict[
 # --- what is evaluated ------------------------------------------------------------------------------
 
 
-def plain_model(model: nn.Module) -> ChangeVLMForConditionalGeneration:
+def plain_model(model: nn.Module) -> AnyModel:
     """The model inside what training wraps around it.
 
     Raises:
         ConfigError: no model of ours.
     """
-    while not isinstance(model, ChangeVLMForConditionalGeneration):
+    while not isinstance(model, AnyModel):
         unwrap = getattr(model, "get_base_model", None)  # peft
         inner = unwrap() if callable(unwrap) else getattr(model, "module", None)
         inner = inner or getattr(model, "_orig_mod", None)  # torch.compile
         if not isinstance(inner, nn.Module) or inner is model:
             raise ConfigError(
-                f"{type(model).__name__} cannot be evaluated; give a ChangeCaptioner, or a "
-                "ChangeVLMForConditionalGeneration and its processor"
+                f"{type(model).__name__} cannot be evaluated; give a ChangeCaptioner, or a model of llava.model "
+                "and its processor"
             )
         model = inner
     return model
 
 
-def _whole(model: nn.Module) -> ChangeVLMForConditionalGeneration:
+def _whole(model: nn.Module) -> AnyModel:
     """`plain_model`, with all its weights on this process.
 
     Raises:
@@ -296,32 +394,35 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _captioner(
-    model: ChangeVLMForConditionalGeneration, processor: ChangeVLMProcessor | None
-) -> ChangeCaptioner:
+def _captioner(model: AnyModel, processor: AnyProcessor | None) -> ChangeCaptioner:
     if processor is None:
         raise ConfigError("a model needs its processor to be evaluated: evaluate(model, ..., processor=...)")
     return ChangeCaptioner(model, processor)
 
 
 def _check(records: Sequence[Record], settings: EvalSettings) -> None:
-    """Everything the scores need, before the first caption is made.
+    """Everything the scores need, before the first answer is made.
 
     Raises:
-        DataError: no records, or some without usable references.
+        DataError: no records, or some without usable references or gold answers.
         MissingDependencyError: no pycocoevalcap.
     """
     if not records:
         raise DataError("there are no records to evaluate")
-    if odd := [r.uid for r in records if not _encodable(r.uid)]:
+    if odd := [r.uid for r in records if not encodable(r.uid)]:
         raise DataError(f"uid {odd[0]!a} is not whole text (half a surrogate pair); rename it")
-    bare = [r.uid for r in records if not r.change_caption or not all(map(normalise, r.change_caption))]
+    texts = {r.uid: r.change_caption if r.task is None else references_of(r) for r in records}
+    bare = [uid for uid, references in texts.items() if not references or not all(map(normalise, references))]
     if bare:
         named = ", ".join(map(repr, bare[:5])) + (", ..." if len(bare) > 5 else "")
         raise DataError(
             f"{len(bare)} records have no references to score against, or empty ones: {named}. Captions without "
             "scores are what `llava caption --list` makes"
         )
+    for record in records:
+        _check_task(record)
+    if not any(task_of(record) in _TEXT_TASKS for record in records):
+        return
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise MissingDependencyError(
             "caption scores need pycocoevalcap, and it is not installed: pip install 'llava[eval]'"
@@ -338,10 +439,36 @@ def _check(records: Sequence[Record], settings: EvalSettings) -> None:
         print(f"METEOR and Sm will be missing from the scores. {error}", file=sys.stderr, flush=True)
 
 
-def _describe(captioner: ChangeCaptioner, name: str, job: _Job, how: Generation, data: str) -> dict[str, Any]:
+def _check_task(record: Record) -> None:
+    """A record of a task has the rounds, and the truth, that its task is scored by.
+
+    Raises:
+        DataError: it has not; it is named.
+    """
+    task, rounds = record.task, len(record.conversation)
+    if task is None or (task == "caption" and not rounds):
+        return
+    if rounds < 3 if task == "dialog" else rounds != 1:
+        wanted = "three rounds or more" if task == "dialog" else "one round"
+        raise DataError(f"record {record.uid!r} of task {task!r} has {rounds} rounds, expected {wanted}")
+    if task in ("binary", "dialog"):
+        changed_of(record)
+
+
+def _describe(
+    captioner: ChangeCaptioner, name: str, job: _Job, hows: Mapping[str | None, Generation], data: str
+) -> dict[str, Any]:
     """What the predictions depend on: the sidecar of the folder's files, which must agree to go on."""
-    pairs = [(r.uid, r.img1_path, r.img2_path, job.asked(r)) for r in job.records]
-    asked = sorted({question for *_, question in pairs})
+    asks = [(record, job.ask(record)) for record in job.records]
+    # Gold answers too: they are the histories of dialogues.
+    pairs = [
+        (r.uid, r.img1_path, r.img2_path, *ask.questions, *(ask.gold if len(ask.questions) > 1 else ()))
+        for r, ask in asks
+    ]
+    asked = sorted({question for _, ask in asks for question in ask.questions})
+    settings: dict[str, Any] = settings_of(hows[None]) if None in hows else {}
+    if named := {task: settings_of(how) for task, how in hows.items() if task is not None}:
+        settings |= {"tasks": named, "history": job.settings.history}
     return {
         "model": name,
         "weights": _fingerprint(captioner.model),
@@ -351,7 +478,7 @@ def _describe(captioner: ChangeCaptioner, name: str, job: _Job, how: Generation,
         "pairs": len(pairs),
         "pairs_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
         "question": asked[0] if len(asked) == 1 else f"{len(asked)} questions",
-        **{key: value for key, value in vars(how).items() if key not in ("static_cache", "compile")},
+        **settings,
     }
 
 
@@ -381,159 +508,30 @@ def _workers() -> int:
     return min(8, max(2, (os.cpu_count() or 2) // local))
 
 
-# --- what is written --------------------------------------------------------------------------------
-
-
-class _Folder:
-    """The predictions of one run on disk: those of earlier starts, this rank's own file, and the merged one.
-
-    Without a folder nothing is kept.
-    """
-
-    def __init__(self, out: Path | None, run: dict[str, Any], settings: EvalSettings) -> None:
-        self.out, self.run, self.settings = out, run, settings
-        self.done: dict[str, Line] = {}
-        """uid -> prediction of an earlier start; on ranks other than 0 the uids alone."""
-        self._file: ResultFile | None = None
-
-    def __enter__(self) -> "_Folder":
-        if self.out is None:
-            return self
-        try:
-            uids = distributed.on_main(self._open_main, "what is done already", self.settings.timeout)
-            if not distributed.is_main():
-                self.done = {uid: {} for uid in uids}
-                self._file = self._open_own()
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def line(self, uid: str, answer: Answer) -> Line:
-        """What is kept of an answer; its change map goes into a file of its own."""
-        line = {"uid": uid, "pred": answer.text} | {name: getattr(answer, name) for name in _NUMBERS}
-        if answer.map is not None and self.out is not None:
-            place = Path(MAPS) / f"{_file_name(uid)}.png"
-            write_map(self.out / place, answer.map)
-            line["map_path"] = place.as_posix()
-        return line
-
-    def append(self, lines: Sequence[Line]) -> None:
-        """Put a batch's predictions on disk."""
-        if self._file is not None:
-            self._file.append(lines)
-
-    def merge(self, lines: Sequence[Line]) -> None:
-        """Write predictions.jsonl and remove what it was made of. On rank 0, when all ranks are ready."""
-        if self.out is None:
-            return
-        merged = self.out / PREDICTIONS
-        _write(_sidecar(merged), json.dumps(self.run, indent=1, ensure_ascii=False) + "\n")
-        _write(merged, "".join(_json(line) + "\n" for line in lines))
-        self._close()
-        for part in self._parts():
-            part.unlink()
-            _sidecar(part).unlink(missing_ok=True)
-
-    def _open_main(self) -> list[str]:
-        """Take the folder, for as long as this process lives; returns the uids that are done."""
-        assert self.out is not None
-        if self.settings.overwrite:
-            self._clear()
-        merged = self.out / PREDICTIONS
-        # First rank 0's own file: its lock keeps a second run out.
-        self._file = ResultFile(self._part(0), self.run)
-        self._learn(self._file)
-        for path in [merged, *self._parts()]:
-            if path.exists() and path != self._file.path:
-                with ResultFile(path, self.run) as earlier:
-                    self._learn(earlier)
-        return list(self.done)
-
-    def _learn(self, file: ResultFile) -> None:
-        for uid, line in file.done.items():
-            if "error" in line:
-                continue  # the pair is tried again: its file may have been mended
-            answer = {name: line[name] for name in ("uid", "pred", *_NUMBERS, "map_path") if name in line}
-            known = self.done.setdefault(uid, answer)
-            if known["pred"] != answer["pred"]:
-                raise DataError(
-                    f"{file.path}: uid {uid!r} has another prediction than in {self.out}; use --overwrite"
-                )
-
-    def _open_own(self) -> ResultFile:
-        """This rank's file.
-
-        Raises:
-            DataError: another node's folder of the same name.
-        """
-        assert self.out is not None
-        deadline = time.monotonic() + SEE_FOLDER
-        while not self._part(0).exists():
-            if time.monotonic() > deadline:
-                raise DataError(
-                    f"rank {distributed.rank()} does not see {self._part(0)}, which rank 0 has made: --out must be a "
-                    "folder that all nodes share"
-                )
-            time.sleep(0.2)
-        return ResultFile(self._part(distributed.rank()), self.run)
-
-    def _part(self, rank: int) -> Path:
-        assert self.out is not None
-        return self.out / _PART.format(rank)
-
-    def _parts(self) -> list[Path]:
-        assert self.out is not None
-        return sorted(self.out.glob(_PART.format("*")))
-
-    def _clear(self) -> None:
-        assert self.out is not None
-        for path in [*self._parts(), self.out / PREDICTIONS]:
-            path.unlink(missing_ok=True)
-            _sidecar(path).unlink(missing_ok=True)
-        for name in (METRICS, REPORT):
-            (self.out / name).unlink(missing_ok=True)
-        for path in (self.out / MAPS).glob("*.png"):
-            path.unlink()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.__exit__(None, None, None)
-            self._file = None
-
-
-def _file_name(uid: str) -> str:
-    """A uid as the name of a file, on any system."""
-    name = quote(uid, safe=" ")
-    return name if len(name) <= 150 else f"{name[:100]}-{hashlib.sha256(uid.encode()).hexdigest()[:16]}"
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.run.json")
-
-
-def _line(record: Record, answered: Mapping[str, Line], broken: Mapping[str, str]) -> Line:
-    """A line of predictions.jsonl: the answer in the midst of its record; `error` in place of an answer."""
-    fields = record.to_dict()
-    if record.uid in answered:
-        answer = answered[record.uid]
-        return {"uid": record.uid, "pred": answer["pred"], **fields, **answer}
-    return {**fields, "error": broken[record.uid]}
-
-
-def _score(lines: Sequence[Line], records: Sequence[Record], settings: EvalSettings) -> Scores:
-    texts = {line["uid"]: line["pred"] for line in lines if "error" not in line}
-    if not texts:
+def _score(lines: Sequence[Line], records: Sequence[Record], settings: EvalSettings) -> Scored:
+    samples = [
+        Sample(record=record, said=line["pred"], rounds=line.get("answers", {}))
+        for record, line in zip(records, lines, strict=True)
+        if "error" not in line
+    ]
+    if not samples:
         raise DataError(f"none of the {len(records)} pairs could be read, so there is nothing to score")
-    kept = [record for record in records if record.uid in texts]
-    scores = score_texts(texts, kept, meteor=settings.meteor, baselines=settings.baselines)
-    if left_out := len(records) - len(kept):
-        note = f"{left_out} of {len(records)} pairs could not be read and are not scored"
-        scores = replace(scores, notes=(*scores.notes, note))
-    return scores
+    scored = score_samples(
+        samples, meteor=settings.meteor, baselines=settings.baselines, words=settings.words
+    )
+
+    def noted(scores: Any, task: str) -> Any:
+        """Scores that say how many pairs they lack."""
+        of = sum(task_of(record) == task for record in records)
+        if left_out := of - sum(sample.task == task for sample in samples):
+            note = f"{left_out} of {of} pairs could not be read and are not scored"
+            return replace(scores, notes=(*scores.notes, note))
+        return scores
+
+    return Scored(
+        scored.captions and noted(scored.captions, "caption"),
+        {task: noted(scores, task) for task, scores in scored.tasks.items()},
+    )
 
 
 def _made(captioner: ChangeCaptioner, settings: EvalSettings, seconds: float) -> dict[str, Any]:
@@ -553,32 +551,7 @@ def _made(captioner: ChangeCaptioner, settings: EvalSettings, seconds: float) ->
     }
 
 
-def _json(line: Line) -> str:
-    """One line; escaped where a reference holds half a character, which no UTF-8 file can."""
-    text = json.dumps(line, ensure_ascii=False)
-    return text if text.isascii() or _encodable(text) else json.dumps(line)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def write_map(path: Path, drawn: np.ndarray) -> None:
-    """A change map [H, W] in 0..1 as an 8-bit grey PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        Image.fromarray((drawn * 255).round().astype(np.uint8)).save(part, format="PNG")
-        part.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error
-
-
-def _report(out: Path, lines: Sequence[Line], scores: Scores, root: Path, facts: Mapping[str, Any]) -> None:
+def _report(out: Path, lines: Sequence[Line], scores: Scored, root: Path, facts: Mapping[str, Any]) -> None:
     """report.html of this run."""
     from llava.eval.folder import facts_as_text
     from llava.eval.report import ReportRun, write_report
@@ -594,7 +567,8 @@ def _report(out: Path, lines: Sequence[Line], scores: Scores, root: Path, facts:
     run = ReportRun(
         name=str(facts["model"]),
         lines=lines,
-        scores=scores,
+        scores=scores.captions,
+        tasks=scores.tasks,
         facts=facts_as_text(facts),
         root=root,
         change_map=change_map if maps else None,
@@ -603,16 +577,3 @@ def _report(out: Path, lines: Sequence[Line], scores: Scores, root: Path, facts:
     write_report(out / REPORT, [run], on_skip=lambda uid, why: skipped.append(f"{uid}: {why}"))
     for line in skipped:
         print(f"report without the pictures of {line}", file=sys.stderr)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, on disk when this returns."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error

@@ -33,12 +33,50 @@ Captions = Literal["all", "random", "flatten_list", "random_choice"]
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """A new model from an image encoder and a language model; what lies between them starts untrained."""
+    """A new model from its parts; what no part brings starts untrained.
 
-    tower: str
-    """Vision encoder: folder or hub id."""
-    llm: str
-    """Causal language model with its tokenizer: folder or hub id."""
+    With a `qformer` it is a DeltaVLM, else a ChangeVLM of tower and language model.
+    """
+
+    tower: str | dict[str, Any] | None = None
+    """Vision encoder: folder or hub id. Of a DeltaVLM, InstructBLIP's or BLIP-2's, or a file of EVA; or the fields of
+    `InstructBlipVisionConfig` for a new one."""
+    llm: str | dict[str, Any] | None = None
+    """Causal language model with its tokenizer: folder or hub id. Of a DeltaVLM also the fields of a config, for a new
+    one with a tokenizer of the records' words; `tune_language_model` lets it learn."""
+    qformer: str | dict[str, Any] | None = None
+    """Q-Former, queries and projection of InstructBLIP, as far as they fit: folder or hub id; or the fields of
+    `InstructBlipQFormerConfig` for new ones."""
+    qformer_tokenizer: str | None = None
+    """Folder or hub id of a BERT tokenizer; by default that of `qformer`, or one of the records' words."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Other fields of `DeltaVLMConfig`: num_query_tokens, tune_vision_blocks, prompt_style, ..."""
+    preset: str | None = None
+    """"deltavlm-tiny": small parts, all new, of which the language model learns too; fields beside it go before its
+    own."""
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            from llava.model.delta_vlm.configuration import PARTS_PRESETS
+            from llava.registry import pick
+
+            held = pick(PARTS_PRESETS, self.preset, what="preset")
+            for name in ("tower", "llm", "qformer"):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, held[name])
+            object.__setattr__(self, "settings", held["settings"] | self.settings)
+            object.__setattr__(self, "preset", None)
+        if missing := [name for name in ("tower", "llm") if getattr(self, name) is None]:
+            raise ConfigError(f"field 'model': missing fields {missing}")
+        if self.qformer is None:
+            if not (isinstance(self.tower, str) and isinstance(self.llm, str)):
+                raise ConfigError(
+                    "field 'model': tower and llm are folders or hub ids, unless there is a qformer"
+                )
+            if self.settings or self.qformer_tokenizer is not None:
+                raise ConfigError(
+                    "field 'model': settings and qformer_tokenizer are for models with a qformer"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +95,7 @@ class EvaluationConfig:
     max_new_tokens: int | None = None
     metric: str = "Sm"
     """The checkpoint with the best of it is kept and is what the run ends with: Sm, BLEU-4, METEOR, ROUGE-L, CIDEr-D,
-    Sm_changed, decision, ..."""
+    Sm_changed, decision, ...; of other tasks binary_F1, loc_F1, count_exact, ..."""
     select: bool = True
     """False: end with the last weights, whatever the scores."""
     at_start: bool = False
@@ -80,7 +118,11 @@ class TrainConfig:
     """One training run."""
 
     model: str | Assembly
-    """Where to start: a name, a folder or a hub id, as for `llava caption --model`; or {tower, llm} to put together."""
+    """Where to start: a name, a folder or a hub id, as for `llava caption --model`; or {tower, llm} to put together,
+    for a DeltaVLM {tower, llm, qformer}."""
+    model_settings: dict[str, Any] = field(default_factory=dict)
+    """Of a DeltaVLM that is loaded: other values of tune_vision_blocks, tune_language_model, prompt_style,
+    qformer_text, max_prompt_tokens, max_answer_tokens or max_qformer_tokens."""
     data: Path
     """Records (a JSON list or JSON Lines, see `llava.data.record`), or a mixture of several (YAML)."""
     root: Path | None = None
@@ -118,7 +160,8 @@ class TrainConfig:
     # what learns
     learn: Sequence[str] = ("tower", "fusion", "projector", "llm")
     """Parts that learn; the others are frozen. The release's names (mm_vision_tower, ...) are known too. An adapter's
-    own fields say that for it."""
+    own fields say that for it. A DeltaVLM has a "qformer", too, and by default all of it learns that its config lets:
+    the last blocks of the tower, and the language model only with `tune_language_model`."""
     learning_rate: float = 1e-5
     part_learning_rate: dict[str, float] = field(default_factory=dict)
     """Other rates for some parts, e.g. {tower: 2.0e-6}."""
@@ -137,6 +180,7 @@ class TrainConfig:
     pairs_per_step: int | None = None
     """Pairs of one update over all devices; sets `gradient_accumulation_steps` by their number."""
     warmup_ratio: float = 0.03
+    """Share of all updates in which the rate rises; 1 or more: so many updates."""
     lr_scheduler_type: str = "cosine"
     optim: str = "adamw_torch_fused"
     weight_decay: float = 0.0
@@ -205,6 +249,8 @@ class TrainConfig:
                 raise ConfigError(
                     "an adapter needs a base that can be loaded again: assemble and save the model first"
                 )
+            if self.model_settings:
+                raise ConfigError("field 'model_settings' is for DeltaVLMs, which take no adapter yet")
             if isinstance(self.fusion, dict) and "fusion" not in self.adapter.full:
                 raise ConfigError("a new fusion must learn in full: put it into adapter.full")
             if self.ema is not None:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from llava.errors import ConfigError
 from llava.model.configuration import ChangeVLMConfig
 from llava.registry import pick
 
 if TYPE_CHECKING:
-    from llava.model.change_vlm import ChangeVLMForConditionalGeneration
     from llava.train.adapters import AdapterConfig
 
-WAY = ("tower", "fusion", "projector", "llm", "head")
-"""Parts in the order that a pair passes them. The head learns with `llm`."""
+WAY = ("tower", "fusion", "qformer", "projector", "llm", "head")
+"""Parts in the order that a pair passes them. The head learns with `llm`; a ChangeVLM has no `qformer`."""
 
 
 # --- what a model is made of ------------------------------------------------------------------------
@@ -106,24 +106,26 @@ def tower_tokens(tower: nn.Module, config: ChangeVLMConfig) -> int:
     return config.image_seq_length + extra
 
 
-def on_meta(config: ChangeVLMConfig) -> "ChangeVLMForConditionalGeneration":
+def on_meta(config: PreTrainedConfig) -> Any:
     """The model without its values: shapes and names, no memory."""
-    from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+    from llava.family import family_of
     from llava.model.checkpoint import unsharded
 
     with unsharded(), torch.device("meta"):
-        return ChangeVLMForConditionalGeneration(config)
+        return family_of(config).model(config)
 
 
-def learning_parts(learn: Iterable[str], fusion: nn.Module | None) -> frozenset[str]:
-    """`learn` as a set: `head` with `llm`, and without `fusion` where that has no weights.
+def learning_parts(learn: Iterable[str], fusion: nn.Module | None, qformer: bool = False) -> frozenset[str]:
+    """`learn` as a set: `head` with `llm`, and without `fusion` where that has no weights; of a model with a
+    `qformer`, or without one.
 
     Raises:
         ConfigError: a part that is none.
     """
     parts = frozenset(learn)
-    if unknown := sorted(parts - set(WAY)):
-        raise ConfigError(f"learn: unknown parts {unknown}; known: {', '.join(WAY[:-1])}")
+    known = [part for part in WAY[:-1] if part != "qformer" or qformer]
+    if unknown := sorted(parts - {*known, "head"}):
+        raise ConfigError(f"learn: unknown parts {unknown}; known: {', '.join(known)}")
     if fusion is None or not any(True for _ in fusion.parameters()):
         parts -= {"fusion"}
     return parts | {"head"} if "llm" in parts else parts - {"head"}
@@ -305,7 +307,14 @@ class StepFlops:
         return {part: work.linear + work.mixing + work.low_rank for part, work in self.work(**sizes)}
 
     def of(
-        self, *, images: int, positions: int, rows: int = 0, batch: int = 1, attended: float | None = None
+        self,
+        *,
+        images: int,
+        positions: int,
+        rows: int = 0,
+        batch: int = 1,
+        attended: float | None = None,
+        **more: Any,
     ) -> dict[str, float]:
         """Model FLOPs of forward and backward by part: what the step needs, however it is computed. For MFU.
 
@@ -316,10 +325,11 @@ class StepFlops:
             batch: B.
             attended: pairs of positions that may see each other in the whole batch, see `attended`; by default those
                 of plain causal text, B T (T + 1) / 2, a little more than of rows with branches.
+            more: `reading`, tokens of a question in the Q-Former, of a DeltaVLM.
         """
         found = {}
         for part, work in self.work(
-            images=images, positions=positions, rows=rows, batch=batch, attended=attended
+            images=images, positions=positions, rows=rows, batch=batch, attended=attended, **more
         ):
             forward = work.linear + work.mixing + work.low_rank
             found[part] = forward + self._backward(part, work) + self._twice(part, work.mixing)
@@ -357,6 +367,18 @@ class StepFlops:
     def _twice(self, part: str, mixing: float) -> float:
         """Gradients of both factors of attention's products."""
         return 2 * mixing if part in self.passed else 0.0
+
+
+def step_flops(config: PreTrainedConfig, learn: Iterable[str] = (), **options: Any) -> StepFlops:
+    """`StepFlops` of any family; arguments as there."""
+    if isinstance(config, ChangeVLMConfig):
+        return StepFlops(config, learn, **options)
+    from llava.model.delta_vlm.configuration import DeltaVLMConfig
+    from llava.train.delta_flops import DeltaFlops
+
+    assert isinstance(config, DeltaVLMConfig)
+    options.pop("adapter", None)
+    return DeltaFlops(config, learn, **options)
 
 
 # --- what a device can do -----------------------------------------------------------------------------

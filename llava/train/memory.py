@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from llava.errors import ConfigError
 from llava.model.configuration import ChangeVLMConfig
@@ -320,19 +321,20 @@ class Activations:
     """Beside them while its backward pass runs: gradients of one layer's activations."""
 
 
-class _Step:
+class Step:
     """One batch on one device."""
 
     def __init__(
         self,
-        config: ChangeVLMConfig,
+        config: PreTrainedConfig,
         model: Any,
         precision: Precision,
         learn: frozenset[str],
         checkpointing: bool,
         adapter: "AdapterConfig | None",
     ) -> None:
-        self.config, self.model, self.precision, self.checkpointing = config, model, precision, checkpointing
+        self.config: Any = config
+        self.model, self.precision, self.checkpointing = model, precision, checkpointing
         self.adapter = adapter
         adapted = frozenset(adapter.parts) if adapter is not None else frozenset()
         self.learn, self.adapted = learn, adapted
@@ -377,7 +379,7 @@ class _Step:
     ) -> dict[str, Activations]:
         """Of each part that a gradient passes, in their order."""
         config, precision = self.config, self.precision
-        a, s = precision.product, precision.stream
+        a = precision.product
         patches, dim, hidden = config.image_seq_length, self.tower.width, self.llm.width
         found = {}
         if "tower" in self.passed:
@@ -390,6 +392,14 @@ class _Step:
             between = (len(maps) - 1) * hidden * (2 if "projector" in self.learn else 1)
             first = dim if "projector" in self.learn else 0
             found["projector"] = Activations(images * patches * a * (first + between))
+        return found | self.language(pairs, positions, rows, attention, branches)
+
+    def language(
+        self, pairs: int, positions: int, rows: int, attention: str, branches: bool
+    ) -> dict[str, Activations]:
+        """Of language model and head."""
+        s, hidden = self.precision.stream, self.llm.width
+        found = {}
         if "llm" in self.passed:
             tokens = pairs * positions
             eager, masked = attention == "eager", branches and attention == "sdpa"
@@ -483,11 +493,13 @@ def part_counts(model: nn.Module) -> dict[str, tuple[int, int]]:
         part, count = part_of(name), size(parameter)
         total, trained = found[part]
         found[part] = (total + count, trained + (count if parameter.requires_grad else 0))
+    if not found["qformer"][0]:
+        del found["qformer"]
     return found
 
 
 def estimate(
-    config: ChangeVLMConfig,
+    config: PreTrainedConfig,
     *,
     learn: Iterable[str],
     pairs: int,
@@ -504,6 +516,7 @@ def estimate(
     adapter: "AdapterConfig | None" = None,
     ema: bool = False,
     parameters: Mapping[str, tuple[int, int]] | None = None,
+    half_llm: bool = False,
 ) -> MemoryEstimate:
     """Memory of one process while it trains.
 
@@ -524,16 +537,27 @@ def estimate(
         ema: a moving average of the weights is kept.
         parameters: numbers of weights by part, all and learning, where they are known better than by config and
             `learn` (see `part_counts`).
+        half_llm: a DeltaVLM's language model rests in half precision.
 
     Raises:
         ConfigError: an unknown part, or a DeepSpeed file that cannot be read.
     """
     whole = on_meta(config)
-    parts = learning_parts(learn if adapter is None else adapter.full, whole.model.fusion)
+    of_change = isinstance(config, ChangeVLMConfig)
+    parts = learning_parts(
+        learn if adapter is None else adapter.full, whole.model.fusion, qformer=not of_change
+    )
+    half = 0 if of_change or not half_llm else part_counts(whole)["llm"][0]
     linear = read_linear(whole, adapter)
     trained_model: nn.Module = whole
     precision = Precision.of(dtype, autocast)
-    step = _Step(config, whole.model, precision, parts, checkpointing, adapter)
+    sizes = (config, whole.model, precision, parts, checkpointing, adapter)
+    if of_change:
+        step = Step(*sizes)
+    else:
+        from llava.train.delta_memory import DeltaStep
+
+        step = DeltaStep(*sizes, half_llm=half > 0)
     kept = step.parts(images or 2 * pairs, pairs, positions, pairs * rows, attention, branches)
     casts = step.casts()
     set_learning(whole, parts)
@@ -545,7 +569,7 @@ def estimate(
     counts = part_counts(trained_model) if parameters is None else dict(parameters)
     total, trained = (sum(count[i] for count in counts.values()) for i in (0, 1))
     largest = max((size(p) for p in trained_model.parameters() if p.requires_grad), default=0)
-    held = dtype.itemsize * total - linear * (dtype.itemsize - _FOUR_BITS)
+    held = dtype.itemsize * total - linear * (dtype.itemsize - _FOUR_BITS) - half * (dtype.itemsize - 2)
     sharding = None if deepspeed is None else read_sharding(deepspeed, step.llm.width, dtype)
     fixed = states(held, total, trained, largest, dtype, processes, sharding)
     device = dict(fixed.device)
@@ -559,7 +583,8 @@ def estimate(
         _moments(kept, casts, checkpointing, fixed.update, dtype.itemsize * largest if "llm" in parts else 0),
         {
             "weights": f"{total:,} in {str(dtype).removeprefix('torch.')}"
-            + (f", {linear:,} of them in 4 bits" if linear else ""),
+            + (f", {linear:,} of them in 4 bits" if linear else "")
+            + (f", {half:,} of them in half precision" if half else ""),
             "gradients": f"{trained:,} learn",
             "activations": f"{pairs} x {positions} positions" + (", checkpointed" if checkpointing else ""),
             "buckets": "" if sharding is None else f"ZeRO-{sharding.stage}, {processes} processes",

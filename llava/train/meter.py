@@ -42,9 +42,12 @@ class Meter:
         self._supervised = supervised if self._supervised is None else self._supervised + supervised
         pixels = inputs.get("pixel_values")
         images = 0 if pixels is None else len(pixels) * (pixels.shape[1] if pixels.dim() == 5 else 1)
-        self._pairs += len(ids)
+        self._pairs += len(ids) if pixels is None else len(pixels)
         self._tokens += ids.numel()
-        self._work += sum(self.flops.of(images=images, positions=ids.shape[1], batch=len(ids)).values())
+        asked = inputs.get("qformer_input_ids")
+        more = {} if asked is None else {"reading": asked.shape[1]}
+        sizes = {"images": images, "positions": ids.shape[1], "batch": len(ids)}
+        self._work += sum(self.flops.of(**sizes, **more).values())
 
     def read(self, processes: int = 1) -> dict[str, float]:
         """The rates since the last reading, of so many processes like this one; waits for the device."""

@@ -1,7 +1,7 @@
 """The parts of a model that learn or rest: their names, parameters and learning rates."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,10 +9,12 @@ from torch import nn
 PARTS = {
     "tower": "model.vision_tower.",
     "fusion": "model.fusion.",
+    "qformer": "model.qformer.",
     "projector": "model.projector.",
     "llm": "model.language_model.",
 }
-"""Parts by the prefix of their weights. The head belongs to `llm`, the newline to `projector`."""
+"""Parts by the prefix of their weights, in the order that a pair passes them. The head belongs to `llm`, the newline to
+`projector`, the queries to `qformer`, which a ChangeVLM does not have."""
 
 ALIASES = {
     "mm_vision_tower": "tower",
@@ -31,20 +33,24 @@ def plain_name(name: str) -> str:
 
 
 def part_of(name: str) -> str:
-    """Which part a weight of `ChangeVLMForConditionalGeneration` belongs to, also inside a wrapper."""
+    """Which part a model's weight belongs to, also inside a wrapper."""
     name = plain_name(name)
     if name.startswith("lm_head."):
         return "llm"
     if name == "model.image_newline":
         return "projector"
+    if name == "model.query_tokens":
+        return "qformer"
     return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
 
 
 def set_learning(model: nn.Module, learn: Iterable[str]) -> None:
-    """Freeze every part that is not named."""
+    """Freeze every part that is not named, and what a model never tunes (`learns`), such as all but the last blocks of
+    a DeltaVLM's tower."""
     kept = set(learn)
+    learns: Callable[[str], bool] = getattr(model, "learns", lambda name: True)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in kept)
+        parameter.requires_grad_(part_of(name) in kept and learns(plain_name(name)))
 
 
 @dataclass(frozen=True)

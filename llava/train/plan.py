@@ -1,19 +1,20 @@
 """What a run would do, as text: config, data, parameters and rates, steps, memory. Nothing is loaded or trained."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from llava.config import to_yaml
 from llava.errors import LlavaError
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.family import AnyConfig, family_of
 from llava.model.configuration import ChangeVLMConfig
 from llava.train.config import TrainConfig
 from llava.train.memory import estimate, part_counts
 from llava.train.parts import PARTS, parameter_groups, set_learning
 from llava.train.run import evaluation_records, records_of, require_scores, weights_dtype
-from llava.train.start import config_of
+from llava.train.start import config_of, halves, learned_parts
 
 _ANSWER = 16
 """Tokens of a caption, about; LEVIR-CC's mean is 11 words on changed pairs."""
@@ -30,7 +31,10 @@ def plan(run: TrainConfig, processes: int = 1, first: TrainConfig | None = None)
     config = config_of(run, first)
     trained = meta_model(run, config)
     records, _, data = records_of(run)
-    texts = sum(len(record.change_caption) + bool(record.conversation) for record in records)
+    each = not isinstance(config, ChangeVLMConfig)  # each round of a dialogue is a text of its own
+    texts = sum(
+        len(r.change_caption) + (len(r.conversation) if each else bool(r.conversation)) for r in records
+    )
     rounds = texts / len(records) if run.captions == "all" else 1.0
     samples = len(records) if run.one_pass else round(len(records) * rounds)
     sections = [
@@ -58,15 +62,15 @@ def _evaluation(run: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def meta_model(run: TrainConfig, config: ChangeVLMConfig) -> nn.Module:
+def meta_model(run: TrainConfig, config: AnyConfig) -> nn.Module:
     """The model without its values, frozen or adapted as the run does it."""
     with torch.device("meta"):
-        model = ChangeVLMForConditionalGeneration(config)
+        model: nn.Module = family_of(config).model(config)
         if run.adapter is not None:
             from llava.train.adapters import add_adapter
 
-            return add_adapter(model, run.adapter, run.seed)
-    set_learning(model, run.learn)
+            return add_adapter(cast(Any, model), run.adapter, run.seed)
+    set_learning(model, learned_parts(run, config))
     return model
 
 
@@ -97,19 +101,28 @@ def _steps(run: TrainConfig, samples: int, processes: int) -> str:
     return (
         f"{step} pairs a step = {run.per_device_train_batch_size} a device x {accumulation} accumulated x "
         f"{processes} processes\n{samples} samples, {epoch} steps an epoch, {total} steps in all, "
-        f"{math.ceil(run.warmup_ratio * total)} of them warm-up"
+        f"{_warmup(run, total)} of them warm-up"
     )
 
 
-def _memory(
-    run: TrainConfig, config: ChangeVLMConfig, trained: nn.Module, processes: int, rounds: float
-) -> str:
+def _warmup(run: TrainConfig, total: int) -> int:
+    rising = run.warmup_ratio
+    return min(total, int(rising)) if rising >= 1 else math.ceil(rising * total)
+
+
+def _memory(run: TrainConfig, config: AnyConfig, trained: nn.Module, processes: int, rounds: float) -> str:
+    pairs = run.per_device_train_batch_size
+    images, rows = 2 * pairs, pairs
+    if not isinstance(config, ChangeVLMConfig):  # a row a question
+        rows, rounds = round(pairs * rounds), 1.0
     answers = round(rounds * _ANSWER)
+    placeholders = config.image_seq_length * (2 if isinstance(config, ChangeVLMConfig) else 1)
     found = estimate(
         config,
-        learn=run.learn,
-        pairs=run.per_device_train_batch_size,
-        positions=2 * config.image_seq_length + _PROMPT + answers,
+        learn=learned_parts(run, config),
+        pairs=rows,
+        images=images,
+        positions=placeholders + _PROMPT + answers,
         rows=answers,
         processes=processes,
         dtype=weights_dtype(run),
@@ -121,5 +134,6 @@ def _memory(
         adapter=run.adapter,
         ema=run.ema is not None,
         parameters=part_counts(trained),
+        half_llm=halves(run, config),
     )
     return found.table()

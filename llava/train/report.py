@@ -120,7 +120,8 @@ class SampleWriter(TrainerCallback):
                 before, after = load_pair(root / line["img1_path"], root / line["img2_path"])
             except ImageError:  # said by the evaluation already
                 continue
-            picture = panel(before, after, line["change_caption"][0], line["pred"])
+            told = line["change_caption"][0] if line["change_caption"] else line["conversation"][-1][1]
+            picture = panel(before, after, told, line["pred"])
             for writer in writers:
                 writer.tb_writer.add_image(
                     f"samples/{number}", np.asarray(picture), state.global_step, dataformats="HWC"

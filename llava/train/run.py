@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -20,18 +21,17 @@ from llava.data.mixture import SUFFIXES, load_mixture, unique
 from llava.data.record import Record, read_records
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, MissingDependencyError
+from llava.family import AnyModel, AnyProcessor, family_of
 from llava.model.branches import BLOCK
-from llava.model.change_vlm import ChangeVLMForConditionalGeneration
-from llava.model.processing import ChangeVLMProcessor
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
 from llava.train.config import TrainConfig
-from llava.train.flops import StepFlops
+from llava.train.flops import step_flops
 from llava.train.guard import Interrupted, Signals
 from llava.train.meter import Meter
 from llava.train.parts import set_learning
 from llava.train.report import Console, LogFile, SampleWriter
 from llava.train.sharded import join, kind, require_fit
-from llava.train.start import load_start
+from llava.train.start import learned_parts, load_start
 from llava.train.trainer import ChangeTrainer
 
 CONFIG = "train.yaml"
@@ -121,7 +121,7 @@ def _rhythm(run: TrainConfig) -> dict[str, Any]:
         **({} if every == "epoch" else {"eval_steps": every, "save_steps": every}),
         "eval_on_start": run.evaluation.at_start,
         "metric_for_best_model": run.evaluation.metric,
-        "greater_is_better": True,
+        "greater_is_better": not run.evaluation.metric.endswith(("MAE", "RMSE")),
         "load_best_model_at_end": run.evaluation.select,
     }
 
@@ -156,9 +156,8 @@ def records_of(run: TrainConfig) -> tuple[Sequence[Record], Path, str]:
     records = read_records(run.data)
     captions = sum(len(record.change_caption) for record in records)
     talks = sum(bool(record.conversation) for record in records)
-    told = f"{run.data}  {len(records)} pairs  {captions} captions" + (
-        f"  {talks} conversations" if talks else ""
-    )
+    pairs = len({(record.img1_path, record.img2_path) for record in records})
+    told = f"{run.data}  {pairs} pairs  {captions} captions" + (f"  {talks} conversations" if talks else "")
     return records, run.image_root, told
 
 
@@ -175,20 +174,21 @@ def evaluation_records(run: TrainConfig) -> tuple[list[Record] | None, Path | No
 
 def prepare(
     run: TrainConfig, arguments: TrainingArguments, signals: Signals
-) -> tuple[ChangeTrainer, ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+) -> tuple[ChangeTrainer, AnyModel, AnyProcessor]:
     """Model, data and Trainer of a run."""
     from transformers import set_seed
 
     set_seed(run.seed)  # new weights are the same on every process
     model, processor = load_start(run, weights_dtype(run), str(arguments.device))
     config: Any = model.config
+    learn = learned_parts(run, config)
     trained: Any = model
     if run.adapter is not None:
         from llava.train.adapters import add_adapter
 
-        trained = add_adapter(model, run.adapter, run.seed, base=str(run.model))
+        trained = add_adapter(cast(Any, model), run.adapter, run.seed, base=str(run.model))
     else:
-        set_learning(model, run.learn)
+        set_learning(model, learn)
     map_head = getattr(model.model.fusion, "map_head", None)
     if run.mask_weight == 0 and map_head is not None:
         map_head.requires_grad_(False)  # nothing would teach it
@@ -210,9 +210,9 @@ def prepare(
         seed=run.seed,
     )
     held_out, held_out_root = evaluation_records(run)
-    flops = StepFlops(
+    flops = step_flops(
         config,
-        run.learn,
+        learn,
         checkpointing=run.gradient_checkpointing,
         adapter=run.adapter,
         attention=run.attn_implementation,
@@ -227,7 +227,7 @@ def prepare(
         meter=Meter(flops, arguments.device, run.bf16),
         train_dataset=dataset,
         data_collator=BranchCollator(
-            processor.tokenizer.pad_token_id,
+            **family_of(config).fillings(processor),
             pad_to_multiple_of=BLOCK if run.attn_implementation == "flex_attention" else 1,
         ),
         processing_class=processor,
@@ -243,7 +243,7 @@ def prepare(
 # --- the run ----------------------------------------------------------------------------------------
 
 
-def train(run: TrainConfig) -> ChangeVLMForConditionalGeneration:
+def train(run: TrainConfig) -> AnyModel:
     """Train as `run` says, and save the model with its processor in `run.output_dir`.
 
     A run that was broken off goes on from its last whole checkpoint. Under a launcher every process calls it alike.
@@ -289,13 +289,23 @@ def require_scores(run: TrainConfig) -> None:
     if run.evaluation is None:
         return
     from llava.eval.metrics import score
+    from llava.eval.task_scores.scoring import FIGURES
 
     metric = run.evaluation.metric
+    of_tasks = [
+        f"{task}_{short}"
+        for task, tables in FIGURES.items()
+        for names in tables.values()
+        for short in names.values()
+    ]
+    if metric in of_tasks:
+        return
     plain_name, _, _ = metric.rpartition("_") if metric.endswith("changed") else (metric, "", "")
     known = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "Sm", "decision")
     if plain_name not in known:
         raise ConfigError(
-            f"field 'evaluation.metric' is {metric!r}; known: {', '.join(known)}, also with _changed"
+            f"field 'evaluation.metric' is {metric!r}; known: {', '.join(known)}, also with _changed; "
+            f"{', '.join(of_tasks)}"
         )
     if plain_name in ("Sm", "METEOR"):
         from llava.java import require_java
@@ -331,8 +341,6 @@ def _open(run: TrainConfig, processes: int, sharding: str) -> Path | None:
 
 def _clear(out: Path) -> None:
     """Remove an earlier run's checkpoints and logs."""
-    import shutil
-
     for path in out.glob("checkpoint-*"):
         shutil.rmtree(path)
     for path in (out / FINISHED, out / LogFile.NAME, *out.glob("skipped*.jsonl")):
@@ -356,6 +364,10 @@ def _finish(trainer: ChangeTrainer, run: TrainConfig) -> None:
     if not trainer.args.should_save:
         return
     for path in sorted(aside.iterdir()):
+        if (
+            path.is_dir() and (out / path.name).is_dir()
+        ):  # of an earlier end; a folder replaces only an empty one
+            shutil.rmtree(out / path.name)
         path.replace(out / path.name)
     aside.rmdir()
     state = trainer.state

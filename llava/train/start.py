@@ -13,21 +13,27 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from llava.errors import CheckpointError, ConfigError, DownloadError, LlavaError
+from llava.family import AnyConfig, AnyModel, AnyProcessor, family_at
 from llava.model import checkpoint
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import PRESETS, ChangeVLMConfig
+from llava.model.delta_vlm.configuration import TUNABLE, DeltaVLMConfig
 from llava.model.processing import ChangeVLMProcessor, add_image_token
-from llava.train import four_bit
+from llava.train import delta_start, four_bit
 from llava.train.adapters import read_config
 from llava.train.config import Assembly, TrainConfig
 
 
-def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMConfig, bool]:
+def wanted_config(config: AnyConfig, run: TrainConfig) -> tuple[Any, bool]:
     """The config a run trains, and whether its fusion starts untrained.
 
     Raises:
-        ConfigError: a new fusion for a model that has one.
+        ConfigError: a new fusion for a ChangeVLM that has one, or settings that are not for this kind of model.
     """
+    if isinstance(config, DeltaVLMConfig):
+        return delta_start.wanted_config(config, run)
+    if run.model_settings:
+        raise ConfigError("field 'model_settings' is for DeltaVLMs; a ChangeVLM has fields of its own here")
     fields = copy.deepcopy(config).to_dict()
     if run.vision_layers is not None:
         fields["vision_layers"] = list(run.vision_layers)
@@ -45,7 +51,7 @@ def wanted_config(config: ChangeVLMConfig, run: TrainConfig) -> tuple[ChangeVLMC
     return wanted, run.fusion != "keep" and (config.fusion is not None or wanted.fusion is not None)
 
 
-def config_of(run: TrainConfig, first: TrainConfig | None = None) -> ChangeVLMConfig:
+def config_of(run: TrainConfig, first: TrainConfig | None = None) -> AnyConfig:
     """The config a run trains, without a weight: for a plan. A known name that is not on this machine, and cannot be
     fetched, stands for its preset; what a stage before has not made yet is what the `first` stage starts from.
 
@@ -53,10 +59,12 @@ def config_of(run: TrainConfig, first: TrainConfig | None = None) -> ChangeVLMCo
         LlavaError: no config can be had.
     """
     if isinstance(run.model, Assembly):
-        tower, llm = (_part_config(name) for name in (run.model.tower, run.model.llm))
+        if run.model.qformer is not None:
+            return delta_start.new_parts(run.model, run, planned=True).config
+        tower, llm = (_part_config(str(name)) for name in (run.model.tower, run.model.llm))
         return _assembled_config(tower, llm, run, image_token_id=int(llm.vocab_size) - 1)
     try:
-        return wanted_config(read_config(_source(run.model)), run)[0]
+        return wanted_config(_read(_source(run.model)), run)[0]
     except (LlavaError, OSError):
         if first is not None:
             return wanted_config(config_of(first), run)[0]
@@ -65,9 +73,31 @@ def config_of(run: TrainConfig, first: TrainConfig | None = None) -> ChangeVLMCo
         return wanted_config(ChangeVLMConfig.preset(run.model), run)[0]
 
 
+def learned_parts(run: TrainConfig, config: AnyConfig) -> tuple[str, ...]:
+    """The parts that a run lets learn: `run.learn`, which left to itself is all that the model tunes.
+
+    Raises:
+        ConfigError: a part that the model does not have, or does not tune.
+    """
+    learn = tuple(run.learn)
+    if not isinstance(config, DeltaVLMConfig):
+        if "qformer" in learn:
+            raise ConfigError("field 'learn' names the qformer, which a ChangeVLM does not have")
+        return learn
+    if set(learn) == set(TrainConfig.learn):
+        language = ("llm",) if config.tune_language_model else ()
+        return ("tower", "fusion", "qformer", "projector", *language)
+    if "llm" in learn and not config.tune_language_model:
+        where = "model.settings" if isinstance(run.model, Assembly) else "model_settings"
+        raise ConfigError(
+            f"field 'learn' names the llm, which rests in this DeltaVLM: set {where}.tune_language_model=true"
+        )
+    return learn
+
+
 def load_start(
     run: TrainConfig, dtype: torch.dtype, device: str | None = None
-) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+) -> tuple[AnyModel, AnyProcessor]:
     """Model and processor as training begins, on `device` where loading needs one (4-bit weights).
 
     New weights draw from torch's global generator.
@@ -82,16 +112,46 @@ def load_start(
         with (
             checkpoint.unsharded()
         ):  # put together whole on every process; ZeRO-3 shards it when training begins
+            if run.model.qformer is not None:
+                return _halved(*delta_start.assemble(run.model, run, **options), run)
             return assemble(run.model, run, **options)
     source = _source(run.model)
-    wanted, fresh = wanted_config(read_config(source), run)
+    wanted, fresh = wanted_config(_read(source), run)
     if run.adapter is not None and run.adapter.kind == "qlora":
         options |= four_bit.options(wanted, run.adapter.parts, device)
     with _quiet() if fresh else nullcontext():
         model = load_model(source, config=wanted, fresh_fusion=fresh, **options)
     processor = load_processor(source)
-    processor.image_processor.aspect = wanted.image_aspect
+    if isinstance(wanted, ChangeVLMConfig):
+        processor.image_processor.aspect = wanted.image_aspect
+        return model, processor
+    for name in TUNABLE:
+        if hasattr(processor, name):
+            setattr(processor, name, getattr(wanted, name))
+    return _halved(model, processor, run)
+
+
+def _halved(model: Any, processor: AnyProcessor, run: TrainConfig) -> tuple[AnyModel, AnyProcessor]:
+    """A DeltaVLM whose language model, where it rests, is held in half precision beside autocast."""
+    if halves(run, model.config):
+        model.cast_language_model(torch.bfloat16)
     return model, processor
+
+
+def halves(run: TrainConfig, config: AnyConfig) -> bool:
+    """Whether a run holds a language model that rests in half precision, beside float32 weights that learn.
+
+    Only one that the run does not save: what is saved must not have been rounded.
+    """
+    if not isinstance(config, DeltaVLMConfig) or config.tune_language_model:
+        return False
+    return run.bf16 and run.deepspeed is None and "language" in (config.base_models or {})
+
+
+def _read(source: str) -> AnyConfig:
+    """The config of a folder or hub id."""
+    kind = family_at(source).config
+    return DeltaVLMConfig.from_pretrained(source) if kind is DeltaVLMConfig else read_config(source)
 
 
 @contextmanager
@@ -126,12 +186,12 @@ def assemble(
         DownloadError: a part that cannot be reached.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(parts.llm)
+        tokenizer = AutoTokenizer.from_pretrained(str(parts.llm))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DownloadError(
             f"model.llm={parts.llm!r} has no tokenizer that can be loaded: {_first(error)}"
         ) from error
-    tower, llm = _part_config(parts.tower), _part_config(parts.llm)
+    tower, llm = _part_config(str(parts.tower)), _part_config(str(parts.llm))
     held = int(llm.vocab_size)
     image_token_id = add_image_token(tokenizer)
     llm.vocab_size = max(held, len(tokenizer))
@@ -141,8 +201,8 @@ def assemble(
         config._attn_implementation = attention
     model = ChangeVLMForConditionalGeneration(config)
     model.to(options.get("dtype", torch.float32))
-    _take_language_model(model, parts.llm, held)
-    _take_tower(model, parts.tower)
+    _take_language_model(model, str(parts.llm), held)
+    _take_tower(model, str(parts.tower))
     return model, ChangeVLMProcessor.for_config(config, tokenizer)
 
 

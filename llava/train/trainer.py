@@ -19,9 +19,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from llava import distributed
 from llava.data.record import Record
 from llava.data.sampler import EpochSampler
-from llava.errors import CheckpointError
-from llava.eval.metrics import Scores
+from llava.errors import CheckpointError, ConfigError
 from llava.eval.run import EvalSettings, Evaluation, plain_model, run_evaluation
+from llava.eval.task_scores.scoring import Scored
 from llava.generation import Generation
 from llava.train.auxiliary import Auxiliary
 from llava.train.checkpoints import mark_whole, rotate
@@ -228,7 +228,13 @@ class ChangeTrainer(Trainer):
                 data=str(settings.data),
             )
         self.last_evaluation = evaluation
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures(evaluation.scores).items()}
+        found = figures(evaluation.scored)
+        if settings.metric not in found:  # the Trainer would ask for it by its key alone
+            raise ConfigError(
+                f"field 'evaluation.metric' is {settings.metric!r}, which {settings.data} gives no score of; it gives "
+                f"{', '.join(found)}"
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.meter is not None:
@@ -324,7 +330,9 @@ class ChangeTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint that does not fit is an error: the Trainer would only warn, and go on with other weights."""
         tied = getattr(self.model, "_tied_weights_keys", None) or {}
-        missing = [name for name in load_result.missing_keys if name not in tied]
+        model: Any = plain_model(self.model) if isinstance(self.model, nn.Module) else self.model
+        left_out = getattr(model, "leaves_out", lambda name: False)  # what its base models hold
+        missing = [name for name in load_result.missing_keys if name not in tied and not left_out(name)]
         if faults := [*missing, *load_result.unexpected_keys]:
             raise CheckpointError(
                 f"the checkpoint lacks, or has too many of, these weights: {', '.join(faults[:20])}"
@@ -389,16 +397,19 @@ class _Steps(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
 
-def figures(scores: Scores) -> dict[str, float]:
-    """The scores by short names: of all pairs as they are, of the subsets with `_changed` and `_unchanged`."""
-    row = scores.to_dict()["predictions"]
+def figures(scored: Scored) -> dict[str, float]:
+    """The scores by short names: those of captions on all pairs as they are, on the subsets with `_changed` and
+    `_unchanged`; those of other tasks behind the task's name."""
     found: dict[str, float] = {}
+    if scored.captions is None:
+        return found | scored.figures()
+    row = scored.captions.to_dict()["predictions"]
     for subset, measures in row["captions"].items():
         ending = "" if subset == "all" else f"_{subset}"
         found |= {f"{name}{ending}": value for name, value in measures.items() if isinstance(value, float)}
     decision = row["decision"]
     found["decision"] = decision["accuracy"]
-    return found
+    return found | scored.figures()
 
 
 def _barrier() -> None:

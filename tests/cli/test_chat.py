@@ -3,12 +3,14 @@
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llava.captioner import ChangeCaptioner
 from llava.cli import main
 from llava.cli.chat import _respond
+from llava.data.record import read_records
 from tests.tiny import random_pair, tiny_model
 
 
@@ -64,9 +66,9 @@ def test_from_a_pipe_each_line_is_answered_by_one_line(
 def test_an_unknown_command_in_a_pipe_is_an_error(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n/save\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n/copy\n"))
     assert main(words) == 1
-    assert "line 2: unknown command /save" in capsys.readouterr().err
+    assert "line 2: unknown command /copy" in capsys.readouterr().err
 
 
 def test_on_a_terminal(
@@ -79,7 +81,7 @@ def test_on_a_terminal(
     assert out.count(first) == 2 and out.count(second) == 2  # streamed once, listed once
     assert (
         out.index("(/quit or Ctrl-D leaves)")
-        < out.index("commands: /history /reset /quit")
+        < out.index("commands: /history /reset /save FILE /quit")
         < out.index("(forgotten)")
     )
 
@@ -100,3 +102,47 @@ def test_ctrl_c_breaks_off_the_answer_and_not_the_program(
     assert main(words) == 0
     out = capsys.readouterr().out
     assert interrupted and "broken off" in out and expected(words, ["why"])[0] in out
+
+
+def test_a_saved_dialogue_is_gone_on_with(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "talks" / "one.json"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"why\nwhere\n/save {file}\n"))
+    assert main(words) == 0
+    (record,) = read_records(file)  # a record like any other: it can be learned from
+    assert (record.img1_path, record.img2_path) == (words[1], words[2])
+    said = expected(words, ["why", "where", "who"])
+    assert record.conversation == (("why", said[0]), ("where", said[1]))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/history\nwho\n"))
+    assert main(["chat", "--load", str(file), *words[3:]]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert lines == ["> why", " ".join(said[0].split()), "> where", " ".join(said[1].split()),
+                     " ".join(said[2].split()), ""]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"), [("/save\n", "needs a file"), ("/save x.json\n", "nothing was said")], ids=str
+)
+def test_what_cannot_be_saved_is_said(
+    words: list[str],
+    lines: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(words) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_conversation_needs_a_pair(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", *words[3:]]) == 1
+    assert "--load FILE" in capsys.readouterr().err
+    rounds = tmp_path / "rounds.json"
+    rounds.write_text('[["why", "so"]]')
+    assert main(["chat", "--load", str(rounds), *words[3:]]) == 1
+    assert "names them" in capsys.readouterr().err

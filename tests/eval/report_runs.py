@@ -85,3 +85,34 @@ def make_run(
     }
     options: dict[str, Any] = {"scores": scores_of(lines), "per_pair": per_pair, "root": folder, **more}
     return ReportRun(name=name, lines=lines, **options)
+
+
+def task_run(folder: Path) -> ReportRun:
+    """Two pairs asked all six tasks, both answered as if there were a new road."""
+    from llava.eval.task_scores.scoring import Sample, parsed, score_samples
+    from tests.eval.test_task_run import COUNTS, PLACES, ROUNDS, records
+
+    said = {
+        "caption": "a road is built",
+        "binary": "Yes.",
+        "count": COUNTS[0],
+        "loc": PLACES[0],
+        "open": "yes",
+    }
+    rounds = {"own": ("Yes, I think", *ROUNDS[0][1:])}
+    fields = pictures(folder)
+    lines, samples = [], []
+    for record in records():
+        task = str(record.task)
+        answer = said.get(task, ROUNDS[0][-1])
+        mine = rounds if task == "dialog" else {}
+        value, valid = parsed(task, answer, mine.get("own", ()))
+        samples.append(Sample(record=record, said=answer, rounds=mine))
+        line = {**record.to_dict(), **fields, "pred": answer, "parsed": value, "valid": valid}
+        if record.conversation:
+            line["question"] = record.conversation[-1][0]
+        lines.append(
+            {**line, "answers": {mode: list(texts) for mode, texts in mine.items()}} if mine else line
+        )
+    scored = score_samples(samples, meteor=False, resamples=0)
+    return ReportRun(name="tasks", lines=lines, scores=scored.captions, tasks=scored.tasks, root=folder)

@@ -79,3 +79,22 @@ def test_the_launcher_writes_predictions_and_metrics(
     assert "Sm" in capsys.readouterr().out
     assert main([*command[:3], str(tmp_path / "none.jsonl"), *command[4:]]) == 1
     assert "none.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_records_of_one_pair_are_shown_the_same_other_pair() -> None:
+    asked = [
+        Record(
+            uid=f"{pair}-{task}", img1_path=f"a{pair}", img2_path=f"b{pair}", mask_path=f"m{pair}", task=task
+        )
+        for pair in range(4)
+        for task in ("binary", "loc")
+    ]
+    shown = shuffle_pairs(asked)
+    assert [one.uid for one in shown] == [one.uid for one in asked]
+    for before, one in zip(asked, shown, strict=True):
+        assert one.img1_path != before.img1_path and one.img1_path[1:] == one.img2_path[1:]
+        assert one.mask_path == f"m{one.img1_path[1:]}"
+    assert [one.img1_path for one in shown[::2]] == [one.img1_path for one in shown[1::2]]
+    assert len({one.img1_path for one in shown}) == 4
+    with pytest.raises(DataError, match="at least two pairs"):
+        shuffle_pairs(asked[:2])

@@ -10,11 +10,14 @@ from PIL import Image
 
 from llava.eval.report import ReportRun, write_report
 from llava.tasks.caption import says_change
+from llava.tasks.definitions import TASK_NAMES
 from tests.eval.browser import Browser, Page, browser, needs_chromium
-from tests.eval.report_runs import EVIL, make_run
+from tests.eval.report_runs import EVIL, make_run, task_run
+from tests.eval.test_task_run import ROUNDS
 
 pytestmark = needs_chromium
 MANY = 2000
+TASKS = list(TASK_NAMES)
 FITS = """[...document.querySelectorAll('.card-text')]
   .filter((text) => text.scrollHeight > text.clientHeight + 1).map((text) => text.textContent)"""
 """Texts that their card cuts off."""
@@ -337,3 +340,49 @@ def test_text_can_be_read_and_nothing_sticks_out(page: Page, small: str, dark: b
     assert [(selector, ratio) for selector, ratio in ratios if ratio < 4.5] == []
     dim = page.js("Number(/\\d+/.exec(getComputedStyle(document.body).backgroundColor)[0])")
     assert (dim < 60) == dark
+
+
+def test_tasks_have_tables_and_their_answers_say_what_was_asked(page: Page, folder: Path) -> None:
+    page.open(write_report(folder / "tasks.html", [task_run(folder)]).as_uri())
+    heads = "[...document.querySelectorAll('#tasks h2')].map((head) => head.textContent)"
+    assert page.js(heads) == TASKS[1:]  # captions have their own table
+    heads = "[...document.querySelectorAll('#tasks .task-table:first-child thead th')].map((cell) => cell.textContent)"
+    assert {"accuracy", "roads MAE", "jaccard_paper", "token F1"} <= set(page.js(heads))
+    assert page.js("document.querySelectorAll('#decision .cell').length") == 4  # of the captions alone
+    assert (
+        sum(page.js("[...document.querySelectorAll('#decision .cell b')].map((cell) => +cell.textContent)"))
+        == 2
+    )
+    for task in TASKS:
+        page.js(
+            f"[...document.querySelectorAll('#tools button')].find((b) => b.textContent === '{task} 2').click()"
+        )
+        assert count(page) == 2
+        named = page.js("[...document.querySelectorAll('.card .question b')].map((one) => one.textContent)")
+        assert set(named) == {task}  # those near the window exist
+        assert page.js(FITS) == []
+    page.js("location.hash = 'dialog1'")
+    page.wait("document.querySelector('#viewer .round')")
+    text = page.js("document.getElementById('viewer').textContent")
+    for said in (*ROUNDS[1], "Yes, I think", "read as changed: yes; roads: 1; buildings: 0", "Gold answer"):
+        assert said in text
+    page.js("location.hash = ''")
+    page.js("document.getElementById('reset').click()")
+    assert count(page) == 12
+
+
+def test_two_runs_of_tasks_stand_side_by_side(page: Page, folder: Path) -> None:
+    runs = [replace(task_run(folder), name=name) for name in ("first", "second")]
+    page.open(write_report(folder / "two-tasks.html", runs).as_uri())
+    rows = "[...document.querySelectorAll('#tasks .task-table tbody')][0].querySelectorAll('tr.model').length"
+    assert page.js(rows) == 2
+    assert page.js(FITS) == []
+
+
+def test_tasks_without_captions_leave_no_empty_panels(page: Page, folder: Path) -> None:
+    run = task_run(folder)
+    alone = [line for line in run.lines if line["task"] == "loc"]
+    only = replace(run, lines=alone, scores=None, tasks={"loc": run.tasks["loc"]})
+    page.open(write_report(folder / "loc.html", [only]).as_uri())
+    assert page.js("[document.getElementById('table'), document.getElementById('decision')]") == [None, None]
+    assert count(page) == 2

@@ -110,14 +110,14 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(
 ) -> None:
     slow = """
 import llava.eval.run as run
-plain = run.answer_batches
+plain = run.ask_batches
 def slowly(*args, **options):
     for number, made in enumerate(plain(*args, **options)):
         yield made
         if R == 1 and number == 0:
             print("first batch done", flush=True)
             time.sleep(100)
-run.answer_batches = slowly
+run.ask_batches = slowly
 """
     processes = start(2, command(folder, tmp_path, "--timeout", "4", before=slow))
     part = tmp_path / "predictions.rank1.jsonl"

@@ -21,7 +21,7 @@ import llava.eval.run as run
 from llava.eval.__main__ import main
 
 rank, out = int(os.environ["RANK"]), pathlib.Path(sys.argv[1])
-plain = run.answer_batches
+plain = run.ask_batches
 
 def slowly(*args, **options):
     for number, made in enumerate(plain(*args, **options)):
@@ -29,7 +29,7 @@ def slowly(*args, **options):
             time.sleep(100)
         yield made
 
-run.answer_batches = slowly
+run.ask_batches = slowly
 (out / f"pid{rank}").write_text(str(os.getpid()))
 sys.exit(main(sys.argv[2:]))
 """

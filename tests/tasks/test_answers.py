@@ -144,6 +144,9 @@ def test_other_spellings_of_counts_are_read_back(data: st.DataObject, roads: int
         ("2 new roads and buildings", Counts(2, 0, partial=True)),
         ("a road and twenty-five villas", Counts(1, 25)),
         ("2 of the very many long new roads", Counts(0, 0, valid=False)),  # too far away
+        ("2 very long new roads", Counts(2, 0, partial=True)),
+        ("2 very very long new roads", Counts(0, 0, valid=False)),
+        ("no roads, buildings appear", Counts(0, 0, partial=True)),
         ("-2 new roads and 1 building", Counts(0, 0, valid=False)),
         ("1 road and 1000 buildings", Counts(0, 0, valid=False)),
         ("2.5 roads", Counts(0, 0, valid=False)),
@@ -253,6 +256,8 @@ def test_of_a_list_cut_off_whole_labels_count(
 
 @pytest.mark.parametrize("end", ["top", "center-", "'top-left", "bot", "'"])
 def test_the_head_of_a_label_is_none(end: str) -> None:
+    if end == "center-":  # also without a bracket that was left open
+        assert parse_places("roads: TL. buildings: TL, center-").buildings == {"top-left"}
     assert parse_places(f"roads: [] buildings: [TL, {end}") == Places(frozenset(), frozenset({"top-left"}))
 
 

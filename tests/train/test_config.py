@@ -129,7 +129,7 @@ def test_a_new_model_is_named_by_its_halves():
 def test_every_weight_belongs_to_a_part():
     model, _ = tiny_model()
     parts = {name: part_of(name) for name, _ in model.named_parameters()}
-    assert set(parts.values()) == set(PARTS) and parts["lm_head.weight"] == "llm"
+    assert set(parts.values()) == set(PARTS) - {"qformer"} and parts["lm_head.weight"] == "llm"
     for wrapper in ("module.", "_orig_mod.", "base_model.model."):
         assert all(part_of(wrapper + name) == part for name, part in parts.items())
 

@@ -386,3 +386,32 @@ def test_each_part_has_its_rate_and_vectors_do_not_decay(make_run: Make, tmp_pat
             assert group["lr"] == (5e-4 if part_of(name) == "llm" else 1e-3)
             assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0)
     assert seen == {n for n, _ in model.named_parameters() if part_of(n) in ("llm", "fusion")}
+
+
+def test_a_run_on_task_records_is_evaluated_by_their_scores(make_run: Make, run_folder: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    fields = {
+        "img1_path": str(run_folder / "0.png"),
+        "img2_path": str(run_folder / "1.png"),
+        "change_flag": 1,
+    }
+    asked = {
+        "binary": ("Any change?", "Yes"),
+        "count": ("How many?", "There is 1 new road and no new building."),
+    }
+    rows = [{**fields, "uid": task, "task": task, "conversation": [told]} for task, told in asked.items()]
+    (tmp_path / "tasks.json").write_text(json.dumps(rows))
+    evaluation = {"data": tmp_path / "tasks.json", "metric": "count_roads_MAE", "every": 1, "samples": 1}
+    run = make_run(
+        evaluation=evaluation, data=tmp_path / "tasks.json", max_steps=2, report_to=["tensorboard"]
+    )
+    train(run)
+    lines = [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "eval_count_roads_MAE" in line]
+    assert len(told) == 2 and all("eval_binary_accuracy" in line and "eval_Sm" not in line for line in told)
+    best = json.loads((run.output_dir / "finished.json").read_text())["best"]
+    assert best == min(line["eval_count_roads_MAE"] for line in told)
+    with pytest.raises(
+        ConfigError, match=r"'loc_F1', which .*tasks\.json gives no score of; it gives binary_"
+    ):
+        train(make_run("other", evaluation=evaluation | {"metric": "loc_F1"}, max_steps=1))

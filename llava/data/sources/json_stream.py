@@ -123,7 +123,8 @@ class _Scanner:
 
     def line(self) -> int:
         """Number of the current line, from 1."""
-        self._lines += self._text.count("\n", self._counted, self._at)  # from the last place on: asked for each value
+        # from the last place on, as this is asked for each value
+        self._lines += self._text.count("\n", self._counted, self._at)
         self._counted = self._at
         return self._lines
 

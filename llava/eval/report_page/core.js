@@ -28,16 +28,27 @@ const signed = (value, digits = 2) =>
   value === null || value === undefined ? "\u2013" : (value > 0 ? "+" : "") + number(value, digits);
 const words = (text) => text.split(/\s+/).filter(Boolean);
 
-const pairs = data.pairs.map(([uid, changed, references, said], index) => ({
+// A caption tells change or not; an answer to another task is right or not.
+const outcomeOf = (task, changed, told, valid) => {
+  if (task && task !== "caption") return told ? "right" : valid ? "wrong" : "unread";
+  return changed ? (told ? "hit" : "miss") : told ? "alarm" : "quiet";
+};
+const pairs = data.pairs.map(([uid, changed, references, said, task = null, question = "", before = []], index) => ({
   index,
   uid,
   changed: changed === 1,
   references,
-  said: said.map(([text, told, scores]) => ({
+  task,
+  question,
+  before, // of a dialogue: the earlier rounds, question and gold answer
+  said: said.map(([text, told, scores, earlier = [], parsed = null, valid = true]) => ({
     text,
     told: told === 1,
     scores,
-    outcome: changed ? (told ? "hit" : "miss") : told ? "alarm" : "quiet",
+    earlier,
+    parsed,
+    valid,
+    outcome: outcomeOf(task, changed, told, valid),
     length: words(text).length,
   })),
   text: null, // for the search, made when first needed
@@ -52,7 +63,8 @@ const OUTCOMES = {
   alarm: "false alarm",
   quiet: "no change told",
 };
-const isRight = (outcome) => outcome === "hit" || outcome === "quiet";
+const LABELS = { ...OUTCOMES, right: "right", wrong: "not right", unread: "cannot be read" };
+const isRight = (outcome) => outcome === "hit" || outcome === "quiet" || outcome === "right";
 
 // Pictures lie behind the script, so the page is there before they are.
 function picturesOf(pair) {
@@ -67,6 +79,7 @@ function whyNoPictures(pair) {
 }
 const START = {
   query: "",
+  task: "",
   subset: "all",
   outcome: "",
   run: 0, // whose scores: a run, or 2 for the difference
@@ -96,7 +109,7 @@ function outcomeFits(pair) {
 }
 
 function textOf(pair) {
-  pair.text ??= [pair.uid, ...pair.said.map((said) => said.text), ...pair.references].join("\n").toLowerCase();
+  pair.text ??= [pair.uid, pair.question, ...pair.said.map((said) => said.text), ...pair.references].join("\n").toLowerCase();
   return pair.text;
 }
 
@@ -141,6 +154,7 @@ function sorted(list) {
 // Everything but the range of scores, which the histogram still shows.
 function fits(pair) {
   if (state.subset !== "all" && pair.changed !== (state.subset === "changed")) return false;
+  if (state.task && (pair.task ?? "caption") !== state.task) return false;
   if (!outcomeFits(pair)) return false;
   const wanted = words(state.query.toLowerCase());
   return wanted.every((word) => textOf(pair).includes(word));

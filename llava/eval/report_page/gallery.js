@@ -2,7 +2,8 @@
 
 const gallery = $("gallery");
 const GAP = 16, MIN_CARD = 264, MAX_CARD = 420, SPARE_ROWS = 2;
-const TEXT_HEIGHT = two ? 212 : 164; // two lines of each caption and of the reference
+// Two lines of each caption and of the reference; of a task, also of the question and one of each value read.
+const TEXT_HEIGHT = (two ? 212 : 164) + (TASKS.length ? 44 + 24 * runs.length : 0);
 const ratio = Math.min(1.9, Math.max(0.75, data.ratio)); // width / height of the picture box
 const cards = new Map(); // index of a pair -> its element
 let grid = { columns: 1, width: 0, row: 0 };
@@ -27,8 +28,8 @@ function marked(text) {
   return [...pieces, text.slice(done)];
 }
 
-const outcomeChip = (outcome) => h("span", { class: "chip " + (isRight(outcome) ? "right" : "wrong") }, (isRight(outcome) ? "\u2713 " : "\u2717 ") + OUTCOMES[outcome]);
-const caption = (text) => (text.trim() ? marked(text) : [h("em", {}, "empty caption")]);
+const outcomeChip = (outcome) => h("span", { class: "chip " + (isRight(outcome) ? "right" : "wrong") }, (isRight(outcome) ? "\u2713 " : "\u2717 ") + LABELS[outcome]);
+const caption = (text) => (text.trim() ? marked(text) : [h("em", {}, TASKS.length ? "empty answer" : "empty caption")]);
 
 function makeCard(pair) {
   const stage = h("div", { class: "stage" });
@@ -46,10 +47,12 @@ function fillText(card, pair) {
       { class: "said" },
       h("div", { class: "said-head" }, badge(run), outcomeChip(said.outcome), h("span", { class: "gap" }), measure(run)),
       h("p", { class: "prediction" }, caption(said.text)),
+      readAs(pair, said) === null ? null : h("p", { class: "parsed", title: "As the answer was read" }, "\u2192 ", readAs(pair, said)),
     ),
   );
   const difference = two && columns.length ? valueOf(pair, 2) : null;
   card.querySelector(".card-text").replaceChildren(
+    pair.task ? h("p", { class: "question", title: pair.question }, h("b", {}, pair.task), " ", marked(pair.question)) : "",
     ...said,
     pair.references.length ? h("p", { class: "reference", title: "A reference" }, marked(bestReference(pair))) : "",
     h(

@@ -65,6 +65,7 @@ function tools() {
     h(
       "div",
       { class: "tools-row filters", id: "filters" },
+      TASKS.length ? buttonsOf("Task", "task", [["", "All tasks"], ...TASKS.map((name) => [name, `${name} ${whole(pairs.filter((pair) => ofTask(pair, name)).length)}`])]) : null,
       buttonsOf("Subset", "subset", [["all", `All ${whole(pairs.length)}`], ["changed", `Changed ${whole(changed)}`], ["unchanged", `Unchanged ${whole(pairs.length - changed)}`]]),
       outcome,
       ...measures,
@@ -79,13 +80,13 @@ function tools() {
     sort.querySelector("select").value = state.sort;
     shuffle.hidden = state.sort !== "random";
     shuffle.textContent = `Shuffle (seed ${state.seed})`;
-    reset.hidden = !(state.query || state.outcome || state.subset !== "all" || state.low !== null || state.high !== null);
+    reset.hidden = !(state.query || state.task || state.outcome || state.subset !== "all" || state.low !== null || state.high !== null);
   });
 }
 
 function resetAll() {
   $("search").value = "";
-  update({ query: "", subset: "all", outcome: "", low: null, high: null });
+  update({ query: "", task: "", subset: "all", outcome: "", low: null, high: null });
 }
 
 const KEYS = [

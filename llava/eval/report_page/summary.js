@@ -17,7 +17,7 @@ const chance = (p) => (p < 0.001 ? "p < 0.001" : `p = ${number(p, 3)}`);
 
 // What is shown for one metric: [value, [low, high] or null] of each run, and each baseline's value.
 function figure(name) {
-  const pick = (row) => (name === "accuracy" ? row.decision?.accuracy : captions(row)?.[name]) ?? null;
+  const pick = (row) => (name === "accuracy" ? row?.decision?.accuracy : captions(row)?.[name]) ?? null;
   return {
     own: runs.map((run) => [pick(run.scores.predictions), intervalOf(run, "all", name)]),
     beside: baselines.map((row) => [row.name, pick(row)]),
@@ -117,7 +117,7 @@ function confusion() {
   const matrices = h("div", { class: "matrices" });
   panel.append(matrices);
   runs.forEach((run, index) => {
-    const count = (outcome) => pairs.filter((pair) => pair.said[index].outcome === outcome).length;
+    const count = (outcome) => captioned.filter((pair) => pair.said[index].outcome === outcome).length;
     const counts = Object.fromEntries(Object.keys(OUTCOMES).map((outcome) => [outcome, count(outcome)]));
     const cell = (outcome, of) => {
       const share = of ? counts[outcome] / of : 0;
@@ -160,7 +160,7 @@ function confusion() {
   });
   if (two) {
     const verdict = (kind, label) => {
-      const button = h("button", { type: "button", class: "chip-button", "aria-pressed": "false", onclick: () => update({ outcome: state.outcome === kind ? "" : kind }) }, label, " ", h("b", {}, whole(pairs.filter((pair) => {
+      const button = h("button", { type: "button", class: "chip-button", "aria-pressed": "false", onclick: () => update({ outcome: state.outcome === kind ? "" : kind }) }, label, " ", h("b", {}, whole(captioned.filter((pair) => {
         const [a, b] = pair.said.map((said) => isRight(said.outcome));
         return kind === "fixed" ? !a && b : kind === "broken" ? a && !b : !a && !b;
       }).length)));
@@ -227,7 +227,7 @@ function drawLengths(found) {
   const own = found.map((pair) => pair.said[run].length);
   const mean = (list) => (list.length ? list.reduce((a, b) => a + b, 0) / list.length : null);
   panel.replaceChildren(
-    h("div", { class: "panel-head" }, h("h2", {}, "Words in a caption"), two ? badge(run) : null),
+    h("div", { class: "panel-head" }, h("h2", {}, TASKS.length ? "Words in an answer" : "Words in a caption"), two ? badge(run) : null),
     histogram({ width: panel.clientWidth - 24, rows, bins, line: told, lineScale: pairs.length / Math.max(1, told.length), label: "Histogram: words in a caption", last: most + 1 > count ? "+" : "" }),
     legend(["changed", "changed"], ["unchanged", "unchanged"], told.length ? ["outline", "references"] : null),
     h("p", { class: "aside" }, `mean ${number(mean(own), 1)} words; references ${number(mean(told), 1)}`),
@@ -274,14 +274,20 @@ function drawSummary() {
   $("top-title").textContent = data.title;
   $("title").textContent = data.title;
   const changed = pairs.filter((pair) => pair.changed).length;
-  $("intro").textContent = (data.intro ? data.intro + " " : "") + `${plural(pairs.length, "pair")} scored: ${whole(changed)} changed, ${whole(pairs.length - changed)} unchanged.`;
+  $("intro").textContent = (data.intro ? data.intro + " " : "") + `${plural(pairs.length, TASKS.length ? "answer" : "pair")} scored: ${whole(changed)} changed, ${whole(pairs.length - changed)} unchanged.`;
   if (two) $("run-names").append(...runs.map((run, i) => h("span", {}, badge(i), run.name)));
   if (versus) $("run-names").after(h("ul", { class: "verdict" }, versus.verdict.split("\n").map((text) => h("li", {}, text))));
   const headlines = [...HEADLINES.map((name) => [name, name]), ["Decision right", "accuracy"]];
   $("tiles").append(...headlines.filter(([, name]) => figure(name).own.some(([value]) => value !== null)).map(([label, name]) => tile(label, name)));
-  table();
-  notes();
-  confusion();
+  if (captioned.length) {
+    table();
+    notes();
+    confusion();
+  } else {
+    $("table").closest(".panel").remove();
+    $("decision").remove();
+  }
+  drawTasks();
   made();
   if (columns.length) listeners.push(drawScores);
   else $("score-chart").remove();
@@ -290,5 +296,5 @@ function drawSummary() {
     const found = pairs.filter(fits);
     if (columns.length) drawScores(found);
     drawLengths(found);
-  }).observe($("table").parentElement);
+  }).observe($("summary"));
 }

@@ -72,9 +72,11 @@ function drawViewer() {
         "div",
         { class: "viewer-text" },
         h("div", { class: "line" }, h("span", { class: "chip" }, pair.changed ? "changed" : "unchanged"), pair.said.map((said, run) => [badge(run), outcomeChip(said.outcome)])),
-        pair.said.map((said, run) => h("section", {}, h("h3", {}, badge(run), two ? runs[run].name : "Prediction"), h("p", { class: "prediction" }, said.text.trim() ? oddWords(said.text, pair.references) : h("em", {}, "empty caption")))),
+        roundsOf(pair),
+        pair.task ? h("section", {}, h("h3", {}, `Question (${pair.task})`), h("p", { class: "question" }, pair.question)) : null,
+        pair.said.map((said, run) => h("section", {}, h("h3", {}, badge(run), two ? runs[run].name : pair.task ? "Answer" : "Prediction"), h("p", { class: "prediction" }, said.text.trim() ? oddWords(said.text, pair.references) : h("em", {}, "empty caption")), readAs(pair, said) === null ? null : h("p", { class: "parsed" }, `read as ${readAs(pair, said)}`))),
         columns.length ? scoresTable(pair) : null,
-        h("section", {}, h("h3", {}, pair.references.length ? `References (${pair.references.length})` : "No references"), h("ol", {}, pair.references.map((text) => h("li", {}, text)))),
+        h("section", {}, h("h3", {}, pair.task && pair.task !== "caption" ? "Gold answer" : pair.references.length ? `References (${pair.references.length})` : "No references"), h("ol", {}, pair.references.map((text) => h("li", {}, text)))),
       ),
     ),
   );

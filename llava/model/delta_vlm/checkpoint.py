@@ -4,6 +4,7 @@ Most of a DeltaVLM is frozen: the language model and all but the last blocks of 
 `base_models` lets a checkpoint hold the rest alone.
 """
 
+import copy
 import inspect
 import json
 import re
@@ -272,6 +273,56 @@ def vision_weights(source: str, config: DeltaVLMConfig) -> dict[str, Tensor]:
     if missing := sorted(wanted - set(found)):
         raise CheckpointError(f"{source} lacks weights of the vision encoder: {', '.join(missing[:20])}")
     return {name: value for name, value in found.items() if name in wanted}
+
+
+def instructblip_weights(source: str, config: DeltaVLMConfig, part: str) -> dict[str, Tensor]:
+    """What a new model takes over from a folder or hub id of InstructBLIP or BLIP-2, or ours; by our names.
+
+    Args:
+        part: "tower", the whole vision encoder; or "qformer", with the queries and the projection where these fit. A
+            file is EVA's encoder, without the final norm.
+
+    Raises:
+        CheckpointError: weights that are not there, or of another shape.
+    """
+    expected = expected_shapes(config)
+    if part == "tower" and Path(source).is_file():
+        frozen = copy.deepcopy(config)
+        frozen.tune_vision_blocks = 0
+        return vision_weights(source, frozen)
+    prefixes = ("model.vision_tower.",) if part == "tower" else _QFORMER.values()
+    wanted = {name for name in expected if name.startswith(tuple(prefixes))}
+
+    def ours(name: str) -> str:
+        plain = name.removeprefix("model.")
+        return next(
+            (new + plain.removeprefix(old) for old, new in _QFORMER.items() if plain.startswith(old)),
+            _VISION.sub("model.vision_tower.", name),
+        )
+
+    found = {
+        ours(name): value
+        for file in _files_with(source, lambda name: ours(name) in wanted)
+        for name, value in _read(file, lambda name: ours(name) in wanted).items()
+    }
+    needed = {name for name in wanted if not name.startswith(("model.projector.", "model.query_tokens"))}
+    found = {n: v for n, v in found.items() if n in needed or tuple(v.shape) == expected[n]}
+    wrong = [name for name in needed if name not in found or tuple(found[name].shape) != expected[name]]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: weights of the {part} that are missing, or of another shape than its config says: "
+            f"{', '.join(sorted(wrong)[:20])}"
+        )
+    return found
+
+
+_QFORMER = {
+    "qformer.": "model.qformer.",
+    "query_tokens": "model.query_tokens",
+    "language_projection.": "model.projector.",
+    "projector.": "model.projector.",
+}
+"""Names of InstructBLIP's, and ours."""
 
 
 def _is_encoder(name: str) -> bool:

@@ -42,6 +42,46 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The published model, for `DeltaVLMConfig.preset`."""
 
+TUNABLE = (
+    "tune_vision_blocks", "tune_language_model", "prompt_style", "qformer_text", "max_prompt_tokens",
+    "max_answer_tokens", "max_qformer_tokens",
+)  # fmt: skip
+"""Fields that change no weight, so that a trained model may go on with other ones."""
+
+PARTS_PRESETS: dict[str, dict[str, Any]] = {
+    "deltavlm-tiny": {
+        "tower": {
+            "image_size": 56,
+            "patch_size": 14,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "initializer_range": 0.02,
+        },
+        "qformer": {
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "cross_attention_frequency": 2,
+        },
+        "llm": {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+        # a language model that was never taught cannot speak unless it learns
+        "settings": {"num_query_tokens": 8, "tune_vision_blocks": 2, "tune_language_model": True},
+    },
+}
+"""Small models for tests and for the synthetic world, part by part; vocabularies come from what they are trained on."""
+
 
 def _part(
     value: PreTrainedConfig | dict[str, Any] | None, kind: type[PreTrainedConfig], field: str

@@ -103,6 +103,11 @@ class DeltaVLMPreTrainedModel(PreTrainedModel):
         language model."""
         return checkpoint.base_of(name, cast(DeltaVLMConfig, self.config)) is None
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether a checkpoint of this model leaves a weight to its base models."""
+        config = cast(DeltaVLMConfig, self.config)
+        return checkpoint.base_of(name, config) in (config.base_models or {})
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any

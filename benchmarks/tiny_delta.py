@@ -1,0 +1,121 @@
+"""A small DeltaVLM to start from: the tower and the language model of `tiny-base`, a new Q-Former between them.
+
+    python benchmarks/tiny_delta.py --fusion csrm --out runs/tiny_delta
+
+Both small families then begin with the same words and the same eyes. The tower goes from SigLIP's layout to
+InstructBLIP's: its key biases, which shift all of a softmax alike, go; the pixel statistics move into the patch
+weights; a class token is new.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from llava.assets import built_in_path
+from llava.model.change_vlm import ChangeVLMForConditionalGeneration
+from llava.model.delta_vlm.configuration import DeltaVLMConfig
+from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
+from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
+
+QFORMER = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "cross_attention_frequency": 2,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights of a SigLIP encoder by InstructBLIP's names; pixels are then normalised by CLIP's statistics."""
+    patch = siglip["embeddings.patch_embedding.weight"]  # [D, 3, p, p]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    # (x - .5) / .5 = (y std + mean - .5) / .5 for y = (x - mean) / std
+    weights = {
+        "embeddings.patch_embedding.weight": patch * std / 0.5,
+        "embeddings.patch_embedding.bias": siglip["embeddings.patch_embedding.bias"]
+        + (patch * (mean - 0.5) / 0.5).sum((1, 2, 3)),
+        "embeddings.class_embedding": torch.zeros(1, 1, patch.shape[0]),
+    }
+    places = siglip["embeddings.position_embedding.weight"]  # [N, D]
+    weights["embeddings.position_embedding"] = torch.cat([torch.zeros_like(places[:1]), places])[None]
+    for k in range(layers):
+        old, new = f"encoder.layers.{k}.", f"encoder.layers.{k}."
+        for name in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
+            for kind in ("weight", "bias"):
+                weights[f"{new}{name}.{kind}"] = siglip[f"{old}{name}.{kind}"]
+        attention = f"{old}self_attn."
+        qkv = [siglip[f"{attention}{x}_proj.weight"] for x in "qkv"]
+        weights[f"{new}self_attn.qkv.weight"] = torch.cat(qkv)
+        biases = [siglip[f"{attention}{x}_proj.bias"] for x in "qv"]
+        weights[f"{new}self_attn.qkv.bias"] = torch.cat([biases[0], torch.zeros_like(biases[0]), biases[1]])
+        for kind in ("weight", "bias"):
+            weights[f"{new}self_attn.projection.{kind}"] = siglip[f"{attention}out_proj.{kind}"]
+    return weights
+
+
+def build(fusion: dict[str, Any], seed: int) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
+    """The model with its processor; everything in it may learn."""
+    folder = built_in_path("tiny-base")
+    base = ChangeVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held: Any = base.config
+    vision = held.vision_config
+    config = DeltaVLMConfig(
+        vision_config={
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": vision.hidden_act,
+            "initializer_range": 0.02,
+        },
+        qformer_config={**QFORMER, "vocab_size": len(tokenizer)},
+        text_config=held.text_config,
+        num_query_tokens=32,
+        fusion=fusion,
+        tune_vision_blocks=vision.num_hidden_layers,
+        tune_language_model=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model = DeltaVLMForConditionalGeneration(config)
+    tower = dict(base.model.vision_tower.encoder.state_dict())
+    tower = {name.removeprefix("vision_model."): value for name, value in tower.items()}
+    missing, unexpected = model.model.vision_tower.load_state_dict(
+        tower_weights(tower, vision.num_hidden_layers), strict=False
+    )
+    if unexpected or set(missing) - {"post_layernorm.weight", "post_layernorm.bias"}:
+        raise AssertionError(f"tower: {missing} are missing, {unexpected} unexpected")
+    model.model.language_model.load_state_dict(base.model.language_model.state_dict())
+    return model, DeltaVLMProcessor.for_config(config, tokenizer, tokenizer)
+
+
+def main() -> None:
+    """Write one to a folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--fusion", default="csrm", help="csrm, csrm_paper, concat, ... (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is new (default: %(default)s)")
+    args = parser.parse_args()
+    model, processor = build({"kind": args.fusion}, args.seed)
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# ChangeChat-105k to records: DATA_ROOT/changechat/{train,test}.jsonl, what DeltaVLM learns six tasks from.
+#   RAW: folder that holds both downloads (default: DATA_ROOT)    DATA_ROOT: where lists go (default: data)
+# RAW/changechat-105k needs the eight JSON files of the hub data set hlwu/changechat-105k (CC-BY-4.0), which come without
+# images; those are LEVIR-CC's, in RAW/LEVIR-CC (see levir_cc.sh, which has to run first for the validation list).
+set -euo pipefail
+
+data=${DATA_ROOT:-data} raw=${RAW:-${DATA_ROOT:-data}}
+llava=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)/.venv/bin/llava
+[[ -x $llava ]] || llava=llava # installed elsewhere, such as in an active environment
+
+if [[ ! -f $data/changechat/train.jsonl ]]; then
+  for folder in changechat-105k LEVIR-CC; do
+    [[ -d $raw/$folder ]] || { echo "changechat.sh: there is no $raw/$folder; see the head of this script" >&2 && exit 1; }
+  done
+  mkdir -p "$data"
+  base=$(cd "$data" && pwd) images=$(cd "$raw/LEVIR-CC" && pwd)/images # named from DATA_ROOT on, if they lie there
+  "$llava" data convert changechat "$raw/changechat-105k" --out "$data/changechat/{split}.jsonl" --images "${images#"$base"/}"
+fi
+exec "$llava" data check "$data/changechat/train.jsonl" --test "$data/changechat/test.jsonl" --root "$data" "$@"
