@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from llava.train.config import stage_names
+import yaml
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "stages.yaml"
@@ -38,31 +38,23 @@ def commands(kind: str, seed: int, steps: int) -> list[list[str]]:
         return [["--stage", "sft", *common, "model=tiny-base", FUSION, f"stages.sft.max_steps={steps}"]]
     if kind == "three stages, no fusion":
         common.append("fusion=null")
-    names = stage_names_of_config()
     return [
-        ["--stage", name, *(["--chained"] if number else []), *common] for number, name in enumerate(names)
+        ["--stage", name, *(["--chained"] if number else []), *common] for number, name in enumerate(stages())
     ]
 
 
-def stage_names_of_config() -> list[str]:
-    """alignment, pretraining, sft."""
-    return stage_names(CONFIG)
-
-
-def stage_steps() -> list[int]:
-    """Updates of each stage."""
-    import yaml
-
-    stages = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["stages"]
-    return [stages[name]["max_steps"] for name in stages]
+def stages() -> dict[str, int]:
+    """Stage -> its updates; read as plain YAML, for the folders it names are given to the trainings alone."""
+    held = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["stages"]
+    return {name: fields["max_steps"] for name, fields in held.items()}
 
 
 def run(out: Path, data: Path, kind: str, seed: int, threads: int) -> dict[str, Any]:
     """Train and score one; what has ended before is not done again."""
     folder = out / f"{kind.replace(',', '').replace(' ', '_')}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps = stage_steps()
-    names = ["sft"] if kind == "stage 3 alone" else stage_names_of_config()
+    steps = list(stages().values())
+    names = ["sft"] if kind == "stage 3 alone" else list(stages())
     surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads), "OUT": str(folder), "DATA_ROOT": str(data)}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
 
@@ -179,7 +171,7 @@ def main() -> None:
     for row in results[0]["scores"]["baselines"]:
         told = (f"{row['captions'][subset]['Sm']:.1f} on {subset} pairs" for subset in ("all", "changed"))
         print(f"{row['name']}: Sm {', '.join(told)}")
-    steps = stage_steps()
+    steps = list(stages().values())
     seams = [BATCH * sum(steps[: number + 1]) for number in range(len(steps) - 1)]
     draw(results, seams, args.results / "stages.svg")
     record = {
