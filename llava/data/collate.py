@@ -4,7 +4,8 @@ A sample with K answers becomes one row: the prompt without its last token, then
 token again followed by one answer. A branch sees the prefix and itself only (`llava.model.branches`), and its
 positions continue the prefix's. So every answer's first word is predicted from the prompt's last token within its own
 branch, and loss and gradients equal those of K separate rows, while the image tokens are computed once.
-A sample of a DeltaVLM has such a row for each of its questions, and the tower sees its pair once for all of them.
+A sample of a DeltaVLM has such a text for each of its questions, and the tower sees its pair once for all of them.
+Those texts differ much in length, so short ones share a row, where none sees another.
 
 Legend: B rows, T positions, I images of a sample, C channels, S side in pixels, N tokens of an image.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from llava.data.conversation import IGNORE
 from llava.data.dataset import Row, Sample
+from llava.model.branches import TEXT
 
 
 class _Line(NamedTuple):
@@ -43,11 +45,13 @@ class BranchCollator:
         pad_token_id: what fills short rows.
         pad_to_multiple_of: T becomes a multiple of this.
         reading_pad: what fills short texts of a Q-Former.
+        packed: let short texts of a DeltaVLM share a row; not for an attention that cannot keep them apart.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int = 1
     reading_pad: int = 0
+    packed: bool = True
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Samples to tensors, and what is said of them.
@@ -57,7 +61,8 @@ class BranchCollator:
             padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
             for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
             images differ; `changed_share` [B, N] where all samples have it. For a Q-Former `qformer_input_ids` and
-            `qformer_attention_mask` [B, t], and `pair_index` [B] where several rows are about one pair.
+            `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions are not of one pair each: in
+            the order in which the rows hold them, Q = B where none shares one.
             `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
         """
         taught = [sample for sample in samples if sample.answers]
@@ -66,6 +71,10 @@ class BranchCollator:
         rows = [_line(text) for _, text in texts]
         step = self.pad_to_multiple_of
         length = -(-max(len(row.ids) for row in rows) // step) * step
+        if self.packed and any(text.reading for _, text in texts):
+            places = _shared([len(row.ids) for row in rows], length)
+            texts = [texts[i] for together in places for i in together]
+            rows = [_joined([rows[i] for i in together]) for together in places]
         fills = (self.pad_token_id, IGNORE, 0, -1, 0)
         ids, labels, positions, segments, weights = (
             _padded(parts, fill, length) for parts, fill in zip(zip(*rows, strict=True), fills, strict=True)
@@ -81,8 +90,9 @@ class BranchCollator:
         shares = [sample.changed_share for sample in kept]
         if all(share is not None for share in shares):
             batch["changed_share"] = torch.stack([share for share in shares if share is not None])  # [B, N]
-        if len(texts) > len(kept):
-            batch["pair_index"] = torch.tensor([pair for pair, _ in texts])
+        pairs = [pair for pair, _ in texts]
+        if pairs != list(range(len(kept))):
+            batch["pair_index"] = torch.tensor(pairs)
         readings = [np.asarray(text.reading, np.int64) for _, text in texts]
         if any(map(len, readings)):
             most = max(map(len, readings))
@@ -117,6 +127,27 @@ def _line(text: Row) -> _Line:
         np.arange(len(sizes)).repeat(sizes),
         weights,
     )
+
+
+def _shared(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Which texts share a row of `length`: each, the longest first, goes where it first fits; rows in the order of the
+    first text in them."""
+    room: list[int] = []
+    rows: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((row for row, left in enumerate(room) if left >= sizes[i]), len(rows))
+        if row == len(rows):
+            room.append(length)
+            rows.append([])
+        room[row] -= sizes[i]
+        rows[row].append(i)
+    return sorted(map(sorted, rows))
+
+
+def _joined(lines: Sequence[_Line]) -> _Line:
+    """Texts one behind the other; the first label of each is nothing that the one before it foretells."""
+    raised = [line._replace(segments=line.segments + number * TEXT) for number, line in enumerate(lines)]
+    return _Line(*map(np.concatenate, zip(*raised, strict=True)))
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], fill: int, length: int) -> Tensor:

@@ -87,9 +87,14 @@ class DeltaFlops(StepFlops):
         rows: int = 0,
         batch: int = 1,
         attended: float | None = None,
+        asked: int | None = None,
         reading: int = READING,
     ) -> Iterator[tuple[str, Work]]:
-        """The parts of one forward pass; arguments as for `StepFlops.of`."""
+        """The parts of one forward pass; arguments as for `StepFlops.of`.
+
+        Args:
+            asked: questions, of `reading` tokens each in the Q-Former; absent: one a row.
+        """
         config, dim, hidden = self.delta, self.tower.width, self.llm.width
         vision, patches = config.vision_config, config.grid**2
         tokens, seen = images * (1 + patches), float(images * (1 + patches) ** 2)
@@ -103,7 +108,8 @@ class DeltaFlops(StepFlops):
             yield part, Work(work.linear * share + embedding, work.mixing * share, work.mixed * share)
         read = patches + (config.fusion["kind"] in TOKENWISE)
         yield "fusion", self.fusion(images // 2, 1, read, dim, config.fusion)
-        asked = batch if positions else 0
+        if asked is None:
+            asked = batch if positions else 0
         yield "qformer", qformer_work(config, asked, reading)
         found = 2.0 * asked * config.num_query_tokens * config.qformer_config.hidden_size * hidden
         yield "projector", Work(found, entry=found)

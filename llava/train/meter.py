@@ -45,7 +45,7 @@ class Meter:
         self._pairs += len(ids) if pixels is None else len(pixels)
         self._tokens += ids.numel()
         asked = inputs.get("qformer_input_ids")
-        more = {} if asked is None else {"reading": asked.shape[1]}
+        more = {} if asked is None else {"asked": len(asked), "reading": asked.shape[1]}
         sizes = {"images": images, "positions": ids.shape[1], "batch": len(ids)}
         self._work += sum(self.flops.of(**sizes, **more).values())
 

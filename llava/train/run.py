@@ -22,7 +22,7 @@ from llava.data.record import Record, read_records
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, MissingDependencyError
 from llava.family import AnyModel, AnyProcessor, family_of
-from llava.model.branches import BLOCK
+from llava.model.branches import APART, BLOCK
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
 from llava.train.config import TrainConfig
 from llava.train.flops import step_flops
@@ -229,6 +229,7 @@ def prepare(
         data_collator=BranchCollator(
             **family_of(config).fillings(processor),
             pad_to_multiple_of=BLOCK if run.attn_implementation == "flex_attention" else 1,
+            packed=run.attn_implementation in APART,
         ),
         processing_class=processor,
     )

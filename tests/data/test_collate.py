@@ -10,9 +10,9 @@ from torch import Tensor
 
 from llava.data.collate import BranchCollator
 from llava.data.conversation import IGNORE, LabelRule
-from llava.data.dataset import PairDataset, Sample
+from llava.data.dataset import PairDataset, Row, Sample
 from llava.data.record import Record
-from llava.model.branches import branch_positions
+from llava.model.branches import TEXT, branch_positions
 from tests.tiny import random_image, tiny_model
 
 PAD = 0
@@ -54,6 +54,40 @@ def test_rows_are_filled_up_to_a_multiple():
     batch = BranchCollator(PAD, pad_to_multiple_of=8)([sample("a", [[8, 9], [10]])])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 10, PAD]]
     assert batch["segments"][0, -1] == -1 and batch["labels"][0, -1] == IGNORE
+
+
+def test_short_texts_of_a_pair_share_a_row():
+    """Where each question is a text of its own; the order of the questions is that of the rows."""
+    asked = [Row([5, 6], [IGNORE] * 2, [([answer], [answer])], reading=[answer, 1]) for answer in (21, 22, 23)]
+    one = replace(sample("a", [[8, 9], [10]]), reading=[20], more=tuple(asked[:2]))
+    two = replace(sample("bb", [[11]]), reading=[24], more=tuple(asked[2:]))
+    batch = BranchCollator(PAD)([one, two])
+    assert batch["input_ids"].tolist() == [
+        [5, 6, 7, 8, 9, 7, 10],
+        [5, 6, 21, 5, 6, 7, 11],  # a text of the second pair fits behind one of the first
+        [5, 6, 22, 5, 6, 23, PAD],
+    ]
+    up = TEXT
+    assert batch["segments"].tolist() == [
+        [0, 0, 1, 1, 1, 2, 2],
+        [0, 1, 1, up, up, up + 1, up + 1],
+        [0, 1, 1, up, up + 1, up + 1, -1],
+    ]
+    assert torch.equal(batch["position_ids"], branch_positions(batch["segments"]))
+    assert batch["labels"][2].tolist() == [IGNORE, IGNORE, 22, IGNORE, IGNORE, 23, IGNORE]
+    assert batch["qformer_input_ids"].tolist() == [[20, 0], [21, 1], [24, 0], [22, 1], [23, 1]]
+    assert batch["qformer_attention_mask"].tolist() == [[1, 0], [1, 1], [1, 0], [1, 1], [1, 1]]
+    assert batch["pair_index"].tolist() == [0, 0, 1, 0, 1] and len(batch["pixel_values"]) == 2
+    apart = BranchCollator(PAD, packed=False)([one, two])
+    assert len(apart["input_ids"]) == 5 and apart["pair_index"].tolist() == [0, 0, 0, 1, 1]
+    assert int(apart["segments"].max()) == 2
+
+
+def test_texts_of_equal_length_stay_plain_rows():
+    """What no mask is needed for, any attention reads."""
+    pairs = [replace(sample(uid, [[8, 9]]), reading=[20]) for uid in "abc"]
+    batch = BranchCollator(PAD)(pairs)
+    assert len(batch["input_ids"]) == 3 and int(batch["segments"].max()) == 1 and "pair_index" not in batch
 
 
 def test_what_teaches_nothing_is_left_out_and_stands_in_only_for_an_empty_batch():

@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from llava.errors import ConfigError
-from llava.model.branches import additive, attention_mask, block_mask, branch_mask, branch_positions
+from llava.model.branches import TEXT, additive, attention_mask, block_mask, branch_mask, branch_positions
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from tests.tiny import tiny_model
 
@@ -151,36 +151,58 @@ def test_the_mask_lets_a_branch_see_the_prefix_and_itself_only():
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
         [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 1],
     ]
 
 
-def segments_of(lengths: list[list[int]]) -> Tensor:
-    """Rows of the given lengths (prefix, then branches), padded."""
-    rows = [[k for k, length in enumerate(row) for _ in range(length)] for row in lengths]
+def test_texts_of_a_row_see_nothing_of_each_other():
+    """Each with its own prefix and branches, as in a row of its own."""
+    first, second = [0, 0, 1, 1, 2], [0, 1, 2, 2]
+    whole = torch.tensor([[*first, *(TEXT + k for k in second), -1]])
+    mask, positions = branch_mask(whole)[0, 0], branch_positions(whole)[0]
+    wanted = torch.zeros(10, 10, dtype=torch.bool)
+    for text, at in ((first, slice(0, 5)), (second, slice(5, 9))):
+        wanted[at, at] = branch_mask(torch.tensor([text]))[0, 0]
+        assert positions[at].tolist() == branch_positions(torch.tensor([text]))[0].tolist()
+    wanted[9, 9] = True
+    assert torch.equal(mask, wanted) and positions[9] == 0
+
+
+def segments_of(lengths: Sequence[Sequence[int] | Sequence[Sequence[int]]]) -> Tensor:
+    """Rows of texts of the given lengths (prefix, then branches), padded; a text alone need not be in a list."""
+    rows = []
+    for given_ in lengths:
+        texts = [given_] if isinstance(given_[0], int) else given_
+        rows.append(
+            [
+                text * TEXT + k
+                for text, sizes in enumerate(texts)
+                for k, length in enumerate(sizes)
+                for _ in range(length)
+            ]
+        )
     longest = max(map(len, rows))
     return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
 
 
-lengths = st.lists(
-    st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)).map(lambda x: [x[0], *x[1]]),
-    min_size=1,
-    max_size=3,
-)
+texts = st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)).map(lambda x: [x[0], *x[1]])
+lengths = st.lists(st.lists(texts, min_size=1, max_size=3), min_size=1, max_size=3)
 
 
 @settings(max_examples=50, deadline=None)
 @given(lengths)
-def test_positions_restart_behind_the_prefix_in_every_branch(rows: list[list[int]]):
+def test_positions_restart_behind_the_prefix_in_every_branch(rows: list[list[list[int]]]):
     segments = segments_of(rows)
-    for found, (prefix, *branches) in zip(branch_positions(segments).tolist(), rows, strict=True):
-        wanted = [*range(prefix), *(prefix + i for length in branches for i in range(length))]
+    for found, held in zip(branch_positions(segments).tolist(), rows, strict=True):
+        wanted: list[int] = []
+        for prefix, *branches in held:
+            wanted += [*range(prefix), *(prefix + i for length in branches for i in range(length))]
         assert found == wanted + [0] * (len(found) - len(wanted))
 
 
 @settings(max_examples=25, deadline=None)
 @given(lengths)
-def test_blocks_hold_the_same_mask(rows: list[list[int]]):
+def test_blocks_hold_the_same_mask(rows: list[list[list[int]]]):
     segments = segments_of(rows)
     blocks = block_mask(segments)
     size = segments.shape[1]
@@ -219,9 +241,11 @@ def test_flex_attention_sees_what_sdpa_sees(monkeypatch):
 
 def test_an_implementation_that_cannot_is_refused():
     several, one = segments_of([[3, 2, 2], [3, 1]]), segments_of([[3, 2], [3, 1]])
+    shared = segments_of([[[3, 2], [3, 1]]])
     for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "paged|sdpa"):
-        with pytest.raises(ConfigError, match=r"sdpa.*one_pass"):
-            attention_mask(several, name, torch.float32)
+        for segments in (several, shared):
+            with pytest.raises(ConfigError, match=r"sdpa.*one_pass"):
+                attention_mask(segments, name, torch.float32)
         assert attention_mask(one, name, torch.float32) is None
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.family import family_of
+from llava.model.branches import TEXT
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.train.flops import step_flops
 from llava.train.memory import GIB, estimate, part_counts
@@ -66,6 +67,19 @@ def test_a_forward_pass_computes_what_is_said() -> None:
     masked = sum(each.mixed - each.mixing for _, each in work.work(**SIZES))
     assert sum(work.forward(**SIZES).values()) + masked == found
     assert work.of(**SIZES) == work.forward(**SIZES)  # nothing learns, so nothing goes back
+
+
+def test_questions_that_share_a_row_are_counted_one_by_one() -> None:
+    model, batch = model_and_batch(config_of(), ())
+    shared = batch | {name: batch[name].view(2, -1) for name in ("input_ids", "labels")}
+    places = torch.arange(4).repeat_interleave(SIZES["positions"]).view(2, -1) % 2
+    shared["segments"] = places * TEXT
+    with torch.no_grad():
+        found = counted(lambda: model(**shared))
+    work = step_flops(config_of())
+    sizes = SIZES | {"batch": 2, "positions": 2 * SIZES["positions"], "asked": 4}
+    masked = sum(each.mixed - each.mixing for _, each in work.work(**sizes))
+    assert sum(work.forward(**sizes).values()) + masked == found
 
 
 def test_only_the_last_blocks_of_the_tower_are_gone_back_through() -> None:

@@ -122,9 +122,12 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def collated(processor: DeltaVLMProcessor, data: PairDataset, numbers: list[int]) -> dict[str, Any]:
+def collated(
+    processor: DeltaVLMProcessor, data: PairDataset, numbers: list[int], packed: bool = True
+) -> dict[str, Any]:
     config = DeltaVLMConfig()
-    return BranchCollator(**family_of(config).fillings(processor))([data[i] for i in numbers])
+    collate = BranchCollator(**family_of(config).fillings(processor), packed=packed)
+    return collate([data[i] for i in numbers])
 
 
 def forward(model: DeltaVLMForConditionalGeneration, batch: dict[str, Any]) -> Any:
@@ -176,21 +179,26 @@ def test_rounds_are_samples_of_their_own_where_that_is_asked_for(
 def test_one_pass_has_the_loss_and_the_gradients_of_separate_samples(folder: Path) -> None:
     model, processor = tiny_model(fusion=FUSIONS["csrm"])
     told = read_records(folder / "data.json")
-    together = collated(processor, PairDataset(told, folder, processor), [0, 1, 2, 3, 4])
+    one_pass = PairDataset(told, folder, processor)
+    rows = collated(processor, one_pass, [0, 1, 2, 3, 4], packed=False)
+    together = collated(processor, one_pass, [0, 1, 2, 3, 4])
     data = PairDataset(told, folder, processor, one_pass=False)
-    apart = collated(processor, data, list(range(len(data))))
+    apart = collated(processor, data, list(range(len(data))), packed=False)
     assert together["pixel_values"].shape[0] == 5 and apart["pixel_values"].shape[0] == 11
-    assert together["pair_index"].tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3, 4] and "pair_index" not in apart
+    assert rows["pair_index"].tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3, 4] and "pair_index" not in apart
+    assert sorted(together["pair_index"].tolist()) == rows["pair_index"].tolist()
+    assert len(together["input_ids"]) < len(rows["input_ids"]) == 10
     found = []
-    for batch in (together, apart):
+    for batch in (together, rows, apart):
         model.zero_grad()
         loss = forward(model, batch).loss
         loss.backward()
         found.append((loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    (one, first), (other, second) = found
-    assert torch.allclose(one, other, atol=1e-5) and first.keys() == second.keys() and len(first) > 50
-    for name, grad in first.items():
-        torch.testing.assert_close(grad, second[name], atol=1e-4, rtol=1e-3, msg=name)
+    *several, (alone, wanted) = found
+    for loss, grads in several:
+        assert torch.allclose(loss, alone, atol=1e-5) and grads.keys() == wanted.keys() and len(grads) > 50
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, wanted[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_long_prompts_lose_their_oldest_words_and_never_the_question(folder: Path) -> None:

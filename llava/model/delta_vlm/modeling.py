@@ -377,7 +377,9 @@ class DeltaVLMForConditionalGeneration(DeltaVLMPreTrainedModel, GenerationMixin)
             qformer_input_ids, qformer_attention_mask: [B, t], the question for the Q-Former; not with `prefix`.
             pair_index: [B], the pair of each row, where several rows ask about one; absent: P = B.
             segments: [B, T], in place of `attention_mask`, for several answers to one question in a row: 0 what is
-                before them, 1..K the branches, -1 padding behind them; see `llava.model.branches`.
+                before them, 1..K the branches, -1 padding behind them; or for several questions in a row, each with
+                its placeholders; see `llava.model.branches`. Then there are Q >= B questions in all: pair_index [Q],
+                qformer_input_ids [Q, t], prefix [Q, K, H], in the order of the rows and within them.
             position_ids: [B, T]; made from `segments` when absent.
             labels: [B, T], -100 where nothing is to be learned; not shifted. While training there are no `logits`
                 in the output then.
