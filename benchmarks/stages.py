@@ -1,6 +1,7 @@
 """Three stages against the last alone against the baseline without fusion, same budget, several seeds.
 
     python benchmarks/stages.py --out runs/stages             about 45 minutes on two cores; goes on where it stopped
+    python benchmarks/stages.py --out runs/stages2 --times 2  the same with twice as many updates in each stage
 
 The world stands in for the corpora: 3,000 pairs of one seed to align and pretrain on, 1,000 of another to fine-tune on,
 and 500 of that other to score. Every run reads 6,000 pairs with all their captions, 16 an update. Prints the table, and
@@ -31,37 +32,39 @@ COLUMNS = ("decision", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "Sm", "Sm chang
 COLOURS = {"three stages": "#1f5fa8", "stage 3 alone": "#c2571a", "three stages, no fusion": "#5a8f29"}
 
 
-def commands(kind: str, seed: int, steps: int) -> list[list[str]]:
+def commands(kind: str, seed: int, updates: dict[str, int]) -> list[list[str]]:
     """The trainings of a run, one after the other, as arguments of `python -m llava.train`."""
     common = ["--config", str(CONFIG), f"seed={seed}"]
     if kind == "stage 3 alone":
+        steps = sum(updates.values())
         return [["--stage", "sft", *common, "model=tiny-base", FUSION, f"stages.sft.max_steps={steps}"]]
     if kind == "three stages, no fusion":
         common.append("fusion=null")
     return [
-        ["--stage", name, *(["--chained"] if number else []), *common] for number, name in enumerate(stages())
+        ["--stage", name, *(["--chained"] if number else []), *common, f"stages.{name}.max_steps={steps}"]
+        for number, (name, steps) in enumerate(updates.items())
     ]
 
 
-def stages() -> dict[str, int]:
+def stages(times: int) -> dict[str, int]:
     """Stage -> its updates; read as plain YAML, for the folders it names are given to the trainings alone."""
     held = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["stages"]
-    return {name: fields["max_steps"] for name, fields in held.items()}
+    return {name: times * fields["max_steps"] for name, fields in held.items()}
 
 
-def run(out: Path, data: Path, kind: str, seed: int, threads: int) -> dict[str, Any]:
+def run(out: Path, data: Path, kind: str, seed: int, threads: int, updates: dict[str, int]) -> dict[str, Any]:
     """Train and score one; what has ended before is not done again."""
     folder = out / f"{kind.replace(',', '').replace(' ', '_')}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps = list(stages().values())
-    names = ["sft"] if kind == "stage 3 alone" else list(stages())
+    steps = list(updates.values())
+    names = ["sft"] if kind == "stage 3 alone" else list(updates)
     surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads), "OUT": str(folder), "DATA_ROOT": str(data)}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
 
         def call(*words: str) -> None:
             subprocess.run([sys.executable, *words], check=True, stdout=log, stderr=log, env=surroundings)
 
-        for words in commands(kind, seed, sum(steps)):
+        for words in commands(kind, seed, updates):
             call("-m", "llava.train", *words)
         if not (folder / "test" / "metrics.json").is_file():
             target = data / "target"
@@ -109,7 +112,7 @@ def draw(results: list[dict[str, Any]], seams: list[int], path: Path) -> None:
         x, y = place(0, value).split(",")
         parts.append(f'<line x1="{x}" y1="{y}" x2="{width - right}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 8}" y="{y}" dy="4" text-anchor="end">{value}</text>')
-    for value in range(0, pairs + 1, 1000):
+    for value in range(0, pairs + 1, 1000 if pairs < 8000 else 2000):
         x, y = place(value, 0).split(",")
         parts.append(f'<text x="{x}" y="{y}" dy="18" text-anchor="middle">{value:,}</text>')
     for seam in seams:
@@ -134,6 +137,15 @@ def draw(results: list[dict[str, Any]], seams: list[int], path: Path) -> None:
     path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
 
 
+def rounded(value: Any) -> Any:
+    """Two digits behind the point, wherever there are more."""
+    if isinstance(value, float):
+        return round(value, 2)
+    if isinstance(value, dict):
+        return {name: rounded(held) for name, held in value.items()}
+    return [rounded(held) for held in value] if isinstance(value, list | tuple) else value
+
+
 def main() -> None:
     """Run what is missing, print the table, write figures and curves."""
     parser = argparse.ArgumentParser(
@@ -141,13 +153,17 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/stages"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--times", type=int, default=1, help="as many updates in each stage")
     parser.add_argument(
         "--parallel", type=int, default=2, help="runs at once, each on its share of the cores"
     )
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for stages.json, .svg")
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results", help="for stages.json and .svg, or stages_2x"
+    )
     args = parser.parse_args()
     out = args.out.resolve()
     threads = max(1, (os.cpu_count() or 1) // args.parallel)
+    updates = stages(args.times)
     for name, counts in (
         ("broad", ["--train", str(BROAD), "--seed", "11"]),
         ("target", ["--train", str(TARGET), "--val", str(VAL), "--test", str(TEST), "--seed", "12"]),
@@ -156,7 +172,7 @@ def main() -> None:
         subprocess.run(command, check=True)
     jobs = [(kind, seed) for seed in args.seeds for kind in KINDS]
     with ThreadPoolExecutor(args.parallel) as pool:
-        results = list(pool.map(lambda job: run(out, out / "data", job[0], job[1], threads), jobs))
+        results = list(pool.map(lambda job: run(out, out / "data", job[0], job[1], threads, updates), jobs))
 
     print("| training | seed | " + " | ".join(COLUMNS) + " |")
     print("|---" * (2 + len(COLUMNS)) + "|")
@@ -171,13 +187,15 @@ def main() -> None:
     for row in results[0]["scores"]["baselines"]:
         told = (f"{row['captions'][subset]['Sm']:.1f} on {subset} pairs" for subset in ("all", "changed"))
         print(f"{row['name']}: Sm {', '.join(told)}")
-    steps = list(stages().values())
+    steps = list(updates.values())
     seams = [BATCH * sum(steps[: number + 1]) for number in range(len(steps) - 1)]
-    draw(results, seams, args.results / "stages.svg")
+    name = "stages" if args.times == 1 else f"stages_{args.times}x"
+    draw(results, seams, args.results / f"{name}.svg")
     record = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads a run",
-        "command": "python benchmarks/stages.py --seeds " + " ".join(map(str, args.seeds)),
+        "command": f"python benchmarks/stages.py --times {args.times} --seeds "
+        + " ".join(map(str, args.seeds)),
         "pairs": {"broad": BROAD, "target": TARGET, "test": TEST, "read": BATCH * sum(steps)},
         "runs": [
             {"training": r["kind"], "seed": r["seed"], **figures(r), "curve": r["curve"]} for r in results
@@ -191,7 +209,7 @@ def main() -> None:
             for b in results[0]["scores"]["baselines"]
         ],
     }
-    (args.results / "stages.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (args.results / f"{name}.json").write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
