@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava.data.augment import Augmentation, View
 from llava.data.conversation import IGNORE, IMAGE_TOKEN, QUESTION, LabelRule, pair_conversation
 from llava.data.images import load_image, load_pair
 from llava.data.record import Record
@@ -393,13 +394,14 @@ class PairDataset(Dataset[Sample]):
             is a sample of its own, as in published code.
         question: what a caption answers.
         labels: see `llava.data.conversation.labels_from_spans`.
+        augment: other views of the pairs, drawn by seed, epoch and uid.
         masks: also read the records' change masks, where they have one.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
         max_length: tokens of a sample, image tokens included; a pair with more is made several samples.
         max_branches: the same for answers.
         on_error: what a broken image, or an answer longer than `max_length`, does: "raise", or "skip": the sample
             teaches nothing and says so in `Sample.skipped`.
-        seed: of the drawn captions.
+        seed: of the drawn captions and views.
 
     Raises:
         DataError: records without a word to learn; on access, with "raise": what is broken, by uid and file.
@@ -416,6 +418,7 @@ class PairDataset(Dataset[Sample]):
         one_pass: bool = True,
         question: str = QUESTION,
         labels: LabelRule = "answer",
+        augment: Augmentation | None = None,
         masks: bool = False,
         cache: bool = False,
         max_length: int = 32768,
@@ -427,7 +430,10 @@ class PairDataset(Dataset[Sample]):
             raise ConfigError(
                 f"captions={captions!r}, on_error={on_error!r}; known: all or random, raise or skip"
             )
+        if augment is not None and cache:
+            raise ConfigError("views that differ from epoch to epoch cannot be kept: cache_images or augment")
         self.records, self.root, self.processor = records, Path(root), processor
+        self.augment = augment
         self.captions, self.masks, self.on_error, self.seed = captions, masks, on_error, seed
         self.max_length = max_length
         self.encoder = encoder_of(processor, question, labels)
@@ -460,9 +466,14 @@ class PairDataset(Dataset[Sample]):
         if length > self.max_length:
             reason = f"{length} tokens are more than max_length={self.max_length}; raise it, or leave the record out"
             return self._failed(uids, None, reason)
+        view = None
+        if self.augment is not None:
+            view = self.augment.view(
+                (record for record, _ in told), f"{self.seed}/{place.epoch}/{record.uid}"
+            )
         try:
-            pixels = self.processor.image_processor.normalise(self._fitted(record))
-            share = self._changed_share(records) if self.masks else None
+            pixels = self.processor.image_processor.normalise(self._fitted(record, view))
+            share = self._changed_share(records, view) if self.masks else None
         except ImageError as error:
             return self._failed(uids, _named(error, records, self.root), str(error), error)
         fields = text._asdict()
@@ -504,22 +515,28 @@ class PairDataset(Dataset[Sample]):
             for words in told
         ]
 
-    def _fitted(self, record: Record) -> list[Image.Image]:
-        """Both images, resized."""
+    def _fitted(self, record: Record, view: View | None) -> list[Image.Image]:
+        """Both images, seen and resized."""
         key = (record.img1_path, record.img2_path)
         if self._views is not None and key in self._views:
             return self._views[key]
-        views = [self.processor.image_processor.fit(image) for image in load_pair(*record.paths(self.root))]
+        images: Iterable[Image.Image] = load_pair(*record.paths(self.root))
+        if view is not None:
+            images = [view.of(image) for image in images]
+        views = [self.processor.image_processor.fit(image) for image in images]
         if self._views is not None:
             self._views[key] = views
         return views
 
-    def _changed_share(self, records: Sequence[Record]) -> Tensor | None:
+    def _changed_share(self, records: Sequence[Record], view: View | None) -> Tensor | None:
         """[N] of the first record with a mask, see `Sample`."""
         path = next((record.mask_path for record in records if record.mask_path is not None), None)
         if path is None:
             return None
-        mask = torch.from_numpy(np.array(load_image(self.root / path).convert("L")) > 0)  # [H, W]
+        drawn = load_image(self.root / path).convert("L")
+        if view is not None:
+            drawn = view.of(drawn, Image.Resampling.NEAREST)
+        mask = torch.from_numpy(np.array(drawn) > 0)  # [H, W]
         grid = math.isqrt(self.processor.image_seq_length)
         return F.adaptive_avg_pool2d(mask[None].float(), grid).flatten()
 

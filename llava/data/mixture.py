@@ -7,9 +7,12 @@
       - {json_path: second/train.jsonl, take: "random:30%"}           # three tenths of its records
       - {json_path: clevr_change/train.jsonl, take: "first:2000", weight: 2.5}
       - {json_path: captions/dubai.json, root: dubai_cc}              # its images are in dubai_cc/
+      - {json_path: changechat/train.jsonl, task: [count, loc], weight: 2}   # of its questions only these, twice
 
 Fields of an entry; only `json_path` is needed:
 
+- `task`: only the file's records of this task, or of these, see `llava.tasks.definitions`; all that follows is about
+  them. Records of one pair are read together where they are of one entry.
 - `take` (or `sampling_strategy`, the same thing under its older name): which records. `all` (the default), `first:N`,
   `end:N` or `random:N`; N is a number of records, or a share like `30%` (rounded up). A draw depends on the seed, on
   the entry's `json_path` and on the uids, not on the other entries; a file that is listed twice is drawn from twice.
@@ -45,12 +48,13 @@ from numpy.typing import NDArray
 from llava.data.record import Record
 from llava.data.table import ListField, RecordFile, RecordList, Rows, open_records
 from llava.errors import DataError
+from llava.tasks.definitions import TASK_NAMES
 
 STRATEGIES = ("all", "first", "end", "random")
 SUFFIXES = (".yaml", ".yml")
 """File names that are taken for mixtures; all others hold records."""
 
-_FIELDS = ("json_path", "sampling_strategy", "take", "repeat", "weight", "root")
+_FIELDS = ("json_path", "task", "sampling_strategy", "take", "repeat", "weight", "root")
 _TOP = ("datasets", "root", "seed")
 _MOST = 1000
 """Times that a record may come in an epoch; more is a slip of the pen."""
@@ -165,7 +169,7 @@ class Source:
     """As written in the mixture."""
     strategy: str
     held: int
-    """Records in the file."""
+    """Records in the file, of the tasks asked for."""
     taken: int
     """Records that the strategy asked for."""
     times: float
@@ -263,7 +267,8 @@ def load_mixture(
             files[file] = RecordList(file) if in_memory else open_records(file, cache)
         listed[entry.json_path] += 1
         draw = f"{seed}\0{entry.json_path}\0{listed[entry.json_path]}"
-        rows = _take(files[file], entry.strategy, draw, f"{where}: {entry.field}")
+        held = _of_tasks(files[file], entry.tasks, f"{where}: {file}")
+        rows = _take(files[file], held, entry.strategy, draw, f"{where}: {entry.field}")
         part = Part(files[file], rows, _under(prefix, entry.root))
         parts = [part] * int(entry.times)
         if rest := math.ceil(entry.times % 1 * len(rows)):
@@ -272,8 +277,8 @@ def load_mixture(
         sources.append(
             Source(
                 json_path=entry.json_path,
-                strategy=entry.strategy,
-                held=len(files[file]),
+                strategy=" ".join([*entry.tasks, entry.strategy]),
+                held=len(held),
                 taken=len(rows),
                 times=float(entry.times),
                 start=start,
@@ -378,6 +383,7 @@ class _Entry:
     strategy: str
     times: Fraction
     root: str
+    tasks: tuple[str, ...]
 
 
 def _checked(entry: Any, where: str) -> _Entry:
@@ -399,7 +405,13 @@ def _checked(entry: Any, where: str) -> _Entry:
     if not isinstance(strategy, str):
         raise DataError(f"{where}: {field} is {strategy!r}, expected text such as 'first:100'")
     images = _folder(entry["root"], where) if "root" in entry else ""
-    return _Entry(name, field, strategy.strip(), _times(entry, where), images)
+    tasks = entry.get("task", [])
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    if not isinstance(tasks, list) or not all(task in TASK_NAMES for task in tasks):
+        raise DataError(
+            f"{where}: task is {entry['task']!r}, expected one or several of {', '.join(TASK_NAMES)}"
+        )
+    return _Entry(name, field, strategy.strip(), _times(entry, where), images, tuple(tasks))
 
 
 def _times(entry: dict[str, Any], where: str) -> Fraction:
@@ -421,10 +433,19 @@ def _folder(value: Any, where: str) -> str:
     return value
 
 
-def _take(file: RecordFile, strategy: str, draw: str, where: str) -> Rows:
-    """The rows of a file that a strategy asks for."""
+def _of_tasks(file: RecordFile, tasks: Sequence[str], where: str) -> Rows:
+    """The rows of a file with records of some tasks; all, where none is named."""
+    if not tasks:
+        return range(len(file))
+    rows = np.fromiter((row for row, task in enumerate(file.tasks()) if task in tasks), np.int32)
+    if not len(rows):
+        raise DataError(f"{where} has no record of task {' or '.join(tasks)}")
+    return rows
+
+
+def _take(file: RecordFile, held: Rows, strategy: str, draw: str, where: str) -> Rows:
+    """The rows of a file, of those held, that a strategy asks for."""
     kind, colon, amount = strategy.partition(":")
-    held = range(len(file))
     if kind == "all" and not colon:
         return held
     if kind not in STRATEGIES or kind == "all":

@@ -81,6 +81,10 @@ class RecordList(Sequence[Record]):
         """All uids, in order."""
         return (record.uid for record in self._records)
 
+    def tasks(self) -> Iterator[str | None]:
+        """The task of each record that names one."""
+        return (record.task for record in self._records)
+
     def lengths(self, field: ListField) -> NDArray[np.int32]:
         """[N], captions or rounds of each record."""
         return np.fromiter((len(getattr(record, field)) for record in self._records), np.int32, len(self))
@@ -197,6 +201,11 @@ class RecordTable(Sequence[Record]):
         """All uids, in order."""
         for columns in self._columns:
             yield from columns[0].to_pylist()
+
+    def tasks(self) -> Iterator[str | None]:
+        """The task of each record that names one."""
+        for columns in self._columns:
+            yield from columns[_NAMES.index("task")].to_pylist()
 
     def lengths(self, field: ListField) -> NDArray[np.int32]:
         """[N], captions or rounds of each record."""

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.config import build, override, plain, read_yaml, to_yaml
+from llava.data.augment import Augmentation
 from llava.data.conversation import QUESTION
 from llava.errors import ConfigError
 from llava.train.adapters import AdapterConfig
 from llava.train.parts import ALIASES, PARTS
 
+EPOCH_COSINE = "epoch_cosine"
+"""A schedule of our own, beside transformers'."""
 Captions = Literal["all", "random", "flatten_list", "random_choice"]
 """The last two are the release's names of the first two."""
 
@@ -98,15 +101,19 @@ class EvaluationConfig:
     Sm_changed, decision, ...; of other tasks binary_F1, loc_F1, count_exact, ..."""
     select: bool = True
     """False: end with the last weights, whatever the scores."""
+    patience: int | None = None
+    """The run ends after so many evaluations, one after the other, that are no better than the best."""
     at_start: bool = False
     samples: int = 8
     """Pairs whose captions, with pictures, go to TensorBoard or W&B."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit", "max_new_tokens"):
+        for name in ("batch_size", "limit", "max_new_tokens", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"field 'evaluation.{name}' is {value}, expected 1 or more")
+        if self.patience is not None and not self.select:
+            raise ConfigError("evaluation.patience waits for a better score, and evaluation.select is false")
         if isinstance(self.every, int) and self.every < 1:
             raise ConfigError(
                 f"field 'evaluation.every' is {self.every}, expected 'epoch' or a number of updates"
@@ -153,6 +160,8 @@ class TrainConfig:
     """Tokens of a sample, image tokens included."""
     on_error: Literal["raise", "skip"] = "raise"
     """A broken image ends the run, or is left out, counted and listed in skipped.jsonl."""
+    augment: Augmentation | None = None
+    """Pairs a little cut and turned, where no answer names a place, see `llava.data.augment`; {} for the paper's."""
     cache_images: bool = False
     """Keep resized images in memory (8 bit): for sets of some thousand small pairs."""
     dataloader_num_workers: int = 0
@@ -182,6 +191,7 @@ class TrainConfig:
     warmup_ratio: float = 0.03
     """Share of all updates in which the rate rises; 1 or more: so many updates."""
     lr_scheduler_type: str = "cosine"
+    """One of transformers', or "epoch_cosine": the warm-up, then the cosine of the epoch, which steps once an epoch."""
     optim: str = "adamw_torch_fused"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -255,6 +265,10 @@ class TrainConfig:
                 raise ConfigError("a new fusion must learn in full: put it into adapter.full")
             if self.ema is not None:
                 raise ConfigError("ema is for full training: leave it out with an adapter")
+        if self.augment is not None and self.cache_images:
+            raise ConfigError("cache_images keeps what augment draws anew each epoch: leave one out")
+        if self.lr_scheduler_type == EPOCH_COSINE and self.max_steps > 0:
+            raise ConfigError("lr_scheduler_type: epoch_cosine counts epochs: leave max_steps out")
         if self.labels == "release" and self.mask_weight > 0:
             raise ConfigError("mask_weight needs labels: answer")
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 import transformers
 import yaml
-from transformers import PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
 from llava import __version__, distributed
 from llava.config import plain
@@ -24,7 +24,7 @@ from llava.errors import ConfigError, MissingDependencyError
 from llava.family import AnyModel, AnyProcessor, family_of
 from llava.model.branches import APART, BLOCK
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
-from llava.train.config import TrainConfig
+from llava.train.config import EPOCH_COSINE, TrainConfig
 from llava.train.flops import step_flops
 from llava.train.guard import Interrupted, Signals
 from llava.train.meter import Meter
@@ -62,7 +62,7 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         "weight_decay": run.weight_decay,
         "max_grad_norm": run.max_grad_norm,
         "warmup_steps": run.warmup_ratio,
-        "lr_scheduler_type": run.lr_scheduler_type,
+        "lr_scheduler_type": "cosine" if run.lr_scheduler_type == EPOCH_COSINE else run.lr_scheduler_type,
         "optim": run.optim,
         "bf16": run.bf16,
         "seed": run.seed,
@@ -203,6 +203,7 @@ def prepare(
         one_pass=run.one_pass,
         question=run.question,
         labels=run.labels,
+        augment=run.augment,
         masks=run.mask_weight > 0,
         cache=run.cache_images,
         max_length=run.max_length,
@@ -236,6 +237,8 @@ def prepare(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Console())
     trainer.add_callback(LogFile(trainer))
+    if run.evaluation is not None and run.evaluation.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(run.evaluation.patience))
     if run.evaluation is not None and run.evaluation.samples:
         trainer.add_callback(SampleWriter(trainer, run.evaluation.samples))
     return trainer, model, processor

@@ -6,7 +6,9 @@ no number.
 """
 
 import json
+import math
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from llava.eval.task_scores.scoring import Scored
 from llava.generation import Generation
 from llava.train.auxiliary import Auxiliary
 from llava.train.checkpoints import mark_whole, rotate
-from llava.train.config import TrainConfig
+from llava.train.config import EPOCH_COSINE, TrainConfig
 from llava.train.ema import Ema
 from llava.train.guard import Signals, anywhere, require_finite, require_room, sync
 from llava.train.meter import Meter
@@ -159,6 +161,24 @@ class ChangeTrainer(Trainer):
             self._names = [group.part for group in groups]
             self.optimizer = kind(rows, **options)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The Trainer's, and one that steps with the epochs."""
+        if self.run.lr_scheduler_type != EPOCH_COSINE or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        epochs = self.run.num_train_epochs
+        shape = partial(
+            epoch_cosine,
+            warmup=self.args.get_warmup_steps(num_training_steps),
+            per_epoch=math.ceil(num_training_steps / epochs),
+            epochs=math.ceil(epochs),
+        )
+        wrapped = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(wrapped, shape)  # type: ignore[arg-type]
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def rates(self) -> dict[str, float]:
         """part -> learning rate of the next update."""
@@ -395,6 +415,15 @@ class _Steps(TrainerCallback):
     ) -> None:
         if self.leaving:  # saved at this very step; an evaluation is made up when the run goes on
             control.should_evaluate = control.should_save = False
+
+
+def epoch_cosine(step: int, *, warmup: int, per_epoch: int, epochs: int) -> float:
+    """A rate as a share of its peak, as in LAVIS: it rises within the first epoch alone, and stays there till its end;
+    from then on it is the cosine of the epoch's number."""
+    epoch = step // per_epoch
+    if epoch == 0:
+        return min(1.0, step / warmup) if warmup else 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
 
 
 def figures(scored: Scored) -> dict[str, float]:

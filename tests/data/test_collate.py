@@ -58,7 +58,9 @@ def test_rows_are_filled_up_to_a_multiple():
 
 def test_short_texts_of_a_pair_share_a_row():
     """Where each question is a text of its own; the order of the questions is that of the rows."""
-    asked = [Row([5, 6], [IGNORE] * 2, [([answer], [answer])], reading=[answer, 1]) for answer in (21, 22, 23)]
+    asked = [
+        Row([5, 6], [IGNORE] * 2, [([answer], [answer])], reading=[answer, 1]) for answer in (21, 22, 23)
+    ]
     one = replace(sample("a", [[8, 9], [10]]), reading=[20], more=tuple(asked[:2]))
     two = replace(sample("bb", [[11]]), reading=[24], more=tuple(asked[2:]))
     batch = BranchCollator(PAD)([one, two])

@@ -372,6 +372,12 @@ def test_a_worker_gets_names_and_numbers_not_records(tmp_path: Path, monkeypatch
         ({"json_path": "b.json", "sampling_strategy": 5}, "sampling_strategy is 5"),
         ({"json_path": "b.json", "sampling": "all"}, r"unknown fields \['sampling'\]"),
         ({"json_path": "none.json"}, "json_path 'none.json' is no file"),
+        (
+            {"json_path": "b.json", "task": "counting"},
+            "task is 'counting', expected one or several of caption, ",
+        ),
+        ({"json_path": "b.json", "task": 3}, "task is 3, expected"),
+        ({"json_path": "b.json", "task": ["loc", "count"]}, "b.json has no record of task loc or count"),
         ({}, "json_path is None"),
         ("b.json", "expected {json_path, sampling_strategy}"),
     ],
@@ -382,6 +388,30 @@ def test_faults_are_named_by_entry_and_field(folder: Path, entry: object, messag
     with pytest.raises(DataError, match=message) as error:
         read_mixture(path, folder / "root")
     assert "mixture.yaml, datasets[0]" in str(error.value)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_entry_may_take_some_tasks_alone(
+    tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "SMALL", 0 if large else 1 << 30)
+    tasks = ["caption", "count", None, "loc", "count", "count"]
+    rows = [
+        {"uid": f"r{i}", "img1_path": "a", "img2_path": "b", **({"task": task} if task else {})}
+        for i, task in enumerate(tasks)
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = write_mixture(
+        tmp_path,
+        {"json_path": "all.jsonl", "task": "count", "weight": 2},
+        {"json_path": "all.jsonl", "task": ["caption", "loc"], "take": "end:1"},
+    )
+    mixture = load_mixture(path, cache=tmp_path / "cache")
+    assert (tmp_path / "cache").exists() == large
+    assert [record.uid for record in mixture.records] == ["r1", "r4", "r5", "r1", "r4", "r5", "r3"]
+    first, second = (line.split("  ") for line in mixture.table().splitlines()[:2])
+    assert "count all" in first and any("3 of 3 pairs, 2 times" in cell for cell in first)
+    assert "caption loc end:1" in second and any("1 of 2 pairs" in cell for cell in second)
 
 
 @pytest.mark.parametrize(

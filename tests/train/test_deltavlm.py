@@ -643,8 +643,28 @@ def test_the_paper_s_settings_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     text = plan(run, processes=8)
     assert "253,219,200" in text.split("together")[1].split("\n")[0]  # what learns, at full size
     assert "6,738,415,616 of them in half precision" in text
-    own = "model.settings.prompt_style=reference"
-    assert (
-        TrainConfig.from_yaml(ROOT / "scripts/configs/deltavlm.yaml", [own]).model.settings["prompt_style"]
-        == "reference"
-    )  # type: ignore[union-attr]
+
+
+def test_the_released_code_s_settings_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    run = TrainConfig.from_yaml(ROOT / "scripts/configs/deltavlm_release.yaml")
+    paper = TrainConfig.from_yaml(ROOT / "scripts/configs/deltavlm.yaml")
+    assert (run.pairs_per_step, run.num_train_epochs, run.warmup_ratio, run.weight_decay) == (
+        12,
+        50,
+        1000,
+        0.05,
+    )
+    assert (run.lr_scheduler_type, run.max_grad_norm, run.evaluation.patience) == ("epoch_cosine", 0, 10)  # type: ignore[union-attr]
+    assert run.model.settings == {"tune_vision_blocks": 2, "prompt_style": "reference"}  # type: ignore[union-attr]
+    own = {
+        "lr_scheduler_type",
+        "max_grad_norm",
+        "num_train_epochs",
+        "pairs_per_step",
+        "model",
+        "fusion",
+        "evaluation",
+    }
+    told, others = run.to_dict(), paper.to_dict()
+    assert {name for name in told if told[name] != others[name]} == own | {"output_dir"}

@@ -36,6 +36,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def logged(run: TrainConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> dict[int, float]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
@@ -415,3 +419,48 @@ def test_a_run_on_task_records_is_evaluated_by_their_scores(make_run: Make, run_
         ConfigError, match=r"'loc_F1', which .*tasks\.json gives no score of; it gives binary_"
     ):
         train(make_run("other", evaluation=evaluation | {"metric": "loc_F1"}, max_steps=1))
+
+
+# --- schedules and ends -----------------------------------------------------------------------------
+
+
+def test_a_rate_may_step_with_the_epochs(make_run: Make) -> None:
+    from llava.train.trainer import epoch_cosine
+
+    told = [epoch_cosine(step, warmup=6, per_epoch=4, epochs=3) for step in range(13)]
+    assert told == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, *[0.75] * 4, *[0.25] * 4, 0])
+    assert epoch_cosine(3, warmup=0, per_epoch=4, epochs=3) == 1
+    fields = {"lr_scheduler_type": "epoch_cosine", "num_train_epochs": 3, "warmup_ratio": 2, "max_steps": -1}
+    run = make_run(**fields)
+    train(run)
+    rates = [row["learning_rate"] for row in logged(run) if "loss" in row]
+    steps, left = divmod(len(rates), 3)
+    assert left == 0 and steps >= 2
+    rising = [min(1, step / 2) for step in range(steps)]
+    assert [rate / 1e-3 for rate in rates] == pytest.approx([*rising, *[0.75] * steps, *[0.25] * steps])
+
+
+def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None:
+    """After as many evaluations as it has patience for, not one more."""
+    evaluation = {
+        "data": run_folder / "data.json", "every": 1, "limit": 2, "max_new_tokens": 2, "patience": 2,
+        "metric": "BLEU-4",
+    }  # fmt: skip
+    run = make_run(evaluation=evaluation, learning_rate=1e-12, max_steps=6)
+    train(run)
+    assert [row["step"] for row in logged(run) if "eval_BLEU-4" in row] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr_scheduler_type": "epoch_cosine", "max_steps": 3}, "leave max_steps out"),
+        ({"augment": {}, "cache_images": True}, "cache_images"),
+        ({"augment": {"crop": 2}}, r"augment.*'augment.crop' is 2.0"),
+        ({"evaluation": {"data": "x", "patience": 0}}, "evaluation.patience"),
+        ({"evaluation": {"data": "x", "patience": 1, "select": False}}, "evaluation.select is false"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make_run: Make, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_run(**fields)
