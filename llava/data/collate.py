@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava.data.conversation import IGNORE
-from llava.data.dataset import Row, Sample
+from llava.data.dataset import Sample
+from llava.data.encode import Row
 from llava.model.branches import TEXT
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llava.data.collate import BranchCollator
 from llava.data.conversation import IGNORE, LabelRule
-from llava.data.dataset import PairDataset, Row, Sample
+from llava.data.dataset import PairDataset, Sample
+from llava.data.encode import Row
 from llava.data.record import Record
 from llava.model.branches import TEXT, branch_positions
 from tests.tiny import random_image, tiny_model

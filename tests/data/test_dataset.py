@@ -17,10 +17,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from llava.data import dataset as module
+from llava.data import encode as module
 from llava.data.collate import BranchCollator
 from llava.data.conversation import IGNORE, chat_template, pair_conversation
-from llava.data.dataset import Branch, BranchEncoder, PairDataset, Sample, shared_prompt
+from llava.data.dataset import PairDataset, Sample
+from llava.data.encode import Branch, BranchEncoder, shared_prompt
 from llava.data.mixture import load_mixture
 from llava.data.record import Record
 from llava.data.sampler import FILLER, EpochSampler, Place
