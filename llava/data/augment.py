@@ -58,13 +58,8 @@ class Augmentation:
 
     def view(self, records: Iterable[Record], key: str) -> View | None:
         """A pair's view, the same for the same `key`; None where one of its records has answers that name places."""
-        if not all((record.task or _task(record)) in self.tasks for record in records):
+        if not all(record.asks in self.tasks for record in records):
             return None
         dice = random.Random(f"view/{key}")
         area = 1 - dice.random() * self.crop
         return View(area, dice.random(), dice.random(), dice.uniform(-self.rotate, self.rotate))
-
-
-def _task(record: Record) -> str:
-    """Of a record that does not say: its conversation may be about anything."""
-    return "dialog" if record.conversation else "caption"

@@ -32,7 +32,7 @@ class _Line(NamedTuple):
     labels: NDArray[np.int64]
     positions: NDArray[np.int64]
     segments: NDArray[np.int64]
-    weights: NDArray[np.int64]
+    weights: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BranchCollator:
             places = _shared([len(row.ids) for row in rows], length)
             texts = [texts[i] for together in places for i in together]
             rows = [_joined([rows[i] for i in together]) for together in places]
-        fills = (self.pad_token_id, IGNORE, 0, -1, 0)
+        fills = (self.pad_token_id, IGNORE, 0, -1, 0.0)
         ids, labels, positions, segments, weights = (
             _padded(parts, fill, length) for parts, fill in zip(zip(*rows, strict=True), fills, strict=True)
         )
@@ -86,8 +86,8 @@ class BranchCollator:
             "position_ids": positions,
             "segments": segments,
         }
-        if bool((weights > 1).any()):
-            batch["label_weights"] = weights.float()
+        if bool((weights != (labels != IGNORE)).any()):
+            batch["label_weights"] = weights
         shares = [sample.changed_share for sample in kept]
         if all(share is not None for share in shares):
             batch["changed_share"] = torch.stack([share for share in shares if share is not None])  # [B, N]
@@ -109,7 +109,7 @@ def _line(text: Row) -> _Line:
     prompt, told = np.asarray(text.prompt), np.asarray(text.prompt_labels)
     if not text.answers:
         nothing = np.zeros_like(prompt)
-        return _Line(prompt, nothing + IGNORE, np.arange(len(prompt)), nothing, nothing)
+        return _Line(prompt, nothing + IGNORE, np.arange(len(prompt)), nothing, nothing.astype(float))
     shared, last = len(prompt) - 1, prompt[-1:]
     branches = [np.concatenate([last, ids]) for ids, _ in text.answers]
     sizes = [shared, *map(len, branches)]
@@ -119,8 +119,9 @@ def _line(text: Row) -> _Line:
     ends = (part for head, (_, labels) in zip(heads, text.answers, strict=True) for part in (head, labels))
     labels = np.concatenate([told[:-1], *ends])
     labels[0] = IGNORE  # nothing foretells it
-    weights = (labels != IGNORE).astype(np.int64)
-    weights[: shared + 1] *= len(branches)
+    each = np.array(text.weights or [1.0] * len(branches))
+    weights = (labels != IGNORE) * np.array([each.sum(), *each]).repeat(sizes)
+    weights[shared] *= each.sum() / each[0]  # foretold from no place of the other branches, for all of them
     return _Line(
         np.concatenate([prompt[:-1], *branches]),
         labels,
@@ -151,9 +152,9 @@ def _joined(lines: Sequence[_Line]) -> _Line:
     return _Line(*map(np.concatenate, zip(*raised, strict=True)))
 
 
-def _padded(rows: Sequence[NDArray[np.int64]], fill: int, length: int) -> Tensor:
-    """[B, T] of rows of different lengths."""
-    out = np.full((len(rows), length), fill, np.int64)
+def _padded(rows: Sequence[NDArray[Any]], fill: float, length: int) -> Tensor:
+    """[B, T] of rows of different lengths; int64, or float32 where `fill` is a float."""
+    out = np.full((len(rows), length), fill, np.float32 if isinstance(fill, float) else np.int64)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
     return torch.from_numpy(out)

@@ -7,7 +7,7 @@ Legend: I images of a sample, C channels, S side in pixels, N tokens of an image
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,13 +57,15 @@ class Sample:
     """What could not be read: uid, file, reason."""
     reading: Ids = ()
     """As in `Row`, of the first one."""
+    weights: Sequence[float] = ()
+    """As in `Row`, of the first one."""
     more: tuple[Row, ...] = ()
     """Further texts about the pair, where each question has a row of its own."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """All texts about the pair."""
-        return (Row(self.prompt, self.prompt_labels, self.answers, self.reading), *self.more)
+        return (Row(self.prompt, self.prompt_labels, self.answers, self.reading, self.weights), *self.more)
 
 
 class PairDataset(Dataset[Sample]):
@@ -80,6 +82,7 @@ class PairDataset(Dataset[Sample]):
             is a sample of its own, as in published code.
         question: what a caption answers.
         labels: see `llava.data.conversation.labels_from_spans`.
+        task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
         masks: also read the records' change masks, where they have one.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
@@ -104,6 +107,7 @@ class PairDataset(Dataset[Sample]):
         one_pass: bool = True,
         question: str = QUESTION,
         labels: LabelRule = "answer",
+        task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
         masks: bool = False,
         cache: bool = False,
@@ -119,7 +123,7 @@ class PairDataset(Dataset[Sample]):
         if augment is not None and cache:
             raise ConfigError("views that differ from epoch to epoch cannot be kept: cache_images or augment")
         self.records, self.root, self.processor = records, Path(root), processor
-        self.augment = augment
+        self.augment, self.task_weights = augment, dict(task_weights or {})
         self.captions, self.masks, self.on_error, self.seed = captions, masks, on_error, seed
         self.max_length = max_length
         self.encoder = encoder_of(processor, question, labels)
@@ -147,7 +151,11 @@ class PairDataset(Dataset[Sample]):
             told = told[start:stop]
         uids = tuple(dict.fromkeys(record.uid for record, _ in told))
         record = told[0][0]
-        text, *more = self.encoder.rows(self._encoded(words for _, words in told))
+        branches = self._encoded(words for _, words in told)
+        if self.task_weights:
+            weights = (self.task_weights.get(record.asks or "", 1.0) for record, _ in told)
+            branches = [b._replace(weight=w) for b, w in zip(branches, weights, strict=True)]
+        text, *more = self.encoder.rows(branches)
         length = max(row.length for row in (text, *more))
         if length > self.max_length:
             reason = f"{length} tokens are more than max_length={self.max_length}; raise it, or leave the record out"

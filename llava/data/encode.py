@@ -39,6 +39,8 @@ class Row(NamedTuple):
     """(ids, labels) of each branch: alternatives to one another, not a sequence. Without any it teaches nothing."""
     reading: Ids = ()
     """What a Q-Former reads of the question, in its own words; empty for a model without one."""
+    weights: Sequence[float] = ()
+    """How much the labels of each answer count; empty: all the same, once."""
 
     @property
     def length(self) -> int:
@@ -54,6 +56,8 @@ class Branch(NamedTuple):
     answer: list[int]
     answer_labels: list[int]
     reading: tuple[int, ...] = ()
+    """As in `Row`."""
+    weight: float = 1.0
     """As in `Row`."""
 
 
@@ -155,7 +159,7 @@ class BranchEncoder:
             ConfigError: a template that puts other words than the question before the images.
         """
         prompt, labels, answers = shared_prompt(branches)
-        return [Row(*self._expanded(prompt, labels), answers)]
+        return [Row(*self._expanded(prompt, labels), answers, weights=_weights(branches))]
 
     def blank(self) -> Row:
         """A question and nothing to learn."""
@@ -266,6 +270,7 @@ class QuestionEncoder:
                 same[0].prompt_labels,
                 [(b.answer, b.answer_labels) for b in same],
                 same[0].reading,
+                _weights(same),
             )
             for same in found.values()
         ]
@@ -285,6 +290,11 @@ class QuestionEncoder:
 
 
 _WORD = "a"
+
+
+def _weights(branches: Sequence[Branch]) -> tuple[float, ...]:
+    found = tuple(branch.weight for branch in branches)
+    return () if set(found) == {1.0} else found
 
 
 def encoder_of(

@@ -34,6 +34,11 @@ class Record:
     task: str | None = None
     """What the record asks, of `llava.tasks.definitions.TASK_NAMES`; None where it is of no special kind."""
 
+    @property
+    def asks(self) -> str | None:
+        """The task it names, or "caption" where it holds nothing but captions; None: it may be about anything."""
+        return self.task or (None if self.conversation else "caption")
+
     def paths(self, root: Path) -> tuple[Path, Path]:
         """Both files under `root`."""
         return root / self.img1_path, root / self.img2_path

@@ -25,6 +25,7 @@ from llava.config import build, override, plain, read_yaml, to_yaml
 from llava.data.augment import Augmentation
 from llava.data.conversation import QUESTION
 from llava.errors import ConfigError
+from llava.tasks.definitions import TASK_NAMES
 from llava.train.adapters import AdapterConfig
 from llava.train.parts import ALIASES, PARTS
 
@@ -156,6 +157,8 @@ class TrainConfig:
     """Read a pair once for all its captions or questions. False: one sample a caption, as published code does."""
     question: str = QUESTION
     labels: Literal["answer", "release"] = "answer"
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """How much the answers of a task count in the loss, e.g. {count: 4.0}; 1 for those that are not named."""
     max_length: int = 32768
     """Tokens of a sample, image tokens included."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -265,6 +268,10 @@ class TrainConfig:
                 raise ConfigError("a new fusion must learn in full: put it into adapter.full")
             if self.ema is not None:
                 raise ConfigError("ema is for full training: leave it out with an adapter")
+        if unknown := sorted(set(self.task_weights) - set(TASK_NAMES)):
+            raise ConfigError(f"field 'task_weights' has {unknown}; known: {', '.join(TASK_NAMES)}")
+        if any(weight <= 0 for weight in self.task_weights.values()):
+            raise ConfigError(f"field 'task_weights' is {self.task_weights}, expected numbers above 0")
         if self.augment is not None and self.cache_images:
             raise ConfigError("cache_images keeps what augment draws anew each epoch: leave one out")
         if self.lr_scheduler_type == EPOCH_COSINE and self.max_steps > 0:

@@ -203,6 +203,7 @@ def prepare(
         one_pass=run.one_pass,
         question=run.question,
         labels=run.labels,
+        task_weights=run.task_weights,
         augment=run.augment,
         masks=run.mask_weight > 0,
         cache=run.cache_images,

@@ -57,6 +57,42 @@ def test_rows_are_filled_up_to_a_multiple():
     assert batch["segments"][0, -1] == -1 and batch["labels"][0, -1] == IGNORE
 
 
+def test_answers_may_count_more_or_less():
+    """A learned token of the prefix counts for all of them; one that the first branch foretells for all, too."""
+    several = replace(sample("a", [[8], [9, 9]]), prompt_labels=[IGNORE, 6, 7], weights=(0.5, 3.0))
+    batch = BranchCollator(PAD)([several, sample("b", [[8]])])
+    assert batch["labels"][0].tolist() == [IGNORE, 6, 7, 8, IGNORE, 9, 9]
+    assert batch["label_weights"].tolist() == [[0, 3.5, 3.5, 0.5, 0, 3, 3], [0, 0, 0, 1, 0, 0, 0]]
+
+
+def test_answers_count_by_their_task(tmp_path: Path):
+    """The loss is the weighted mean of the tokens' own, and the weights are those of the whole update."""
+    model, processor = tiny_model()
+    for name in "ab":
+        random_image(ord(name)).save(tmp_path / f"{name}.png")
+    pair = {"img1_path": "a.png", "img2_path": "b.png"}
+    rows = [
+        Record(uid="c", **pair, change_caption=("a road is built", "trees")),
+        Record(uid="n", **pair, conversation=(("how many?", "2 roads"),), task="count"),
+        Record(uid="o", **pair, conversation=(("what?", "nothing"),)),
+    ]
+    weights = {"caption": 0.25, "count": 4.0}
+    batch = BranchCollator(PAD)([PairDataset(rows, tmp_path, processor, task_weights=weights)[0]])
+    apart = PairDataset(rows, tmp_path, processor, one_pass=False)
+    model.eval()
+    summed = total = 0.0
+    for i, weight in enumerate((0.25, 0.25, 4, 1)):
+        one = BranchCollator(PAD)([apart[i]])
+        tokens = int((one["labels"] != IGNORE).sum())
+        with torch.no_grad():
+            loss = model(**{name: one[name] for name in TENSORS if name in one}).loss
+        summed, total = summed + weight * tokens * float(loss), total + weight * tokens
+    with torch.no_grad():
+        found = model(**{name: batch[name] for name in TENSORS if name in batch}).loss
+    assert float(found) == pytest.approx(summed / total, rel=1e-5)
+    assert float(batch["label_weights"].sum()) == total
+
+
 def test_short_texts_of_a_pair_share_a_row():
     """Where each question is a text of its own; the order of the questions is that of the rows."""
     asked = [

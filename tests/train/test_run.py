@@ -456,6 +456,8 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
     [
         ({"lr_scheduler_type": "epoch_cosine", "max_steps": 3}, "leave max_steps out"),
         ({"augment": {}, "cache_images": True}, "cache_images"),
+        ({"task_weights": {"counting": 1}}, r"task_weights' has \['counting'\]; known: caption"),
+        ({"task_weights": {"count": 0}}, "expected numbers above 0"),
         ({"augment": {"crop": 2}}, r"augment.*'augment.crop' is 2.0"),
         ({"evaluation": {"data": "x", "patience": 0}}, "evaluation.patience"),
         ({"evaluation": {"data": "x", "patience": 1, "select": False}}, "evaluation.select is false"),
