@@ -54,6 +54,10 @@ class Family(ABC):
         """Tokens that end an answer, beside those of the checkpoint and of its tokenizer."""
         return []
 
+    def wording(self, processor: Any) -> dict[str, str]:
+        """Choices of the processor that a prompt's text depends on, by name."""
+        return {}
+
     def fillings(self, processor: Any) -> dict[str, int]:
         """What fills short rows of a batch, as arguments of `llava.data.collate.BranchCollator`."""
         return {"pad_token_id": processor.tokenizer.pad_token_id}
@@ -101,6 +105,9 @@ class DeltaVLMFamily(Family):
 
     def ends(self, processor: DeltaVLMProcessor) -> list[int | None]:
         return [processor.eos_token_id]
+
+    def wording(self, processor: DeltaVLMProcessor) -> dict[str, str]:
+        return {"prompt_style": processor.prompt_style, "qformer_text": processor.qformer_text}
 
     def fillings(self, processor: DeltaVLMProcessor) -> dict[str, int]:
         reading = processor.qformer_tokenizer.pad_token_id

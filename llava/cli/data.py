@@ -312,6 +312,11 @@ def _convert(args: argparse.Namespace) -> int:
         print(f"{len(done.faults)} faults were left out", file=sys.stderr)
     for path, count in done.files.items():
         print(f"{path}: {count} records", file=sys.stderr)
+    for question, count in list(done.asked.items())[:3]:
+        print(
+            f"{count} captions answer {question!r}: train and ask with it (question: in a training config, --question)",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -124,7 +124,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--decode",
         choices=("task", "reference"),
         default="task",
-        help="of tasks: each its own, or 5 beams, 256 tokens and a repetition penalty of 1.5 (default: task)",
+        help="each task its own, or 5 beams, 256 tokens and a repetition penalty of 1.5 for all (default: task)",
     )
     text.add_argument("--num-beams", type=int, metavar="N", help="beams (default: 1)")
     text.add_argument("--do-sample", action="store_true", help="draw tokens by their probability")

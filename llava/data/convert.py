@@ -29,6 +29,8 @@ class Converted:
     """Split -> records of it in the source, those of other splits than the one asked for included."""
     faults: list[str]
     """Entries that were left out, each with its place and reason."""
+    asked: dict[str, int]
+    """What captions answer in the source's own words -> records."""
 
 
 def convert(
@@ -67,6 +69,7 @@ def convert(
         raise ConfigError(f"at most {max_captions} captions a pair: at least 1 is needed")
     seen: Counter[str] = Counter()
     uids: set[str] = set()
+    asked: Counter[str] = Counter()
     kept: str | None = None
     with _Writers(overwrite) as writers:
         for item in read(name, source, options):
@@ -88,13 +91,15 @@ def convert(
             if record.uid in uids:
                 raise DataError(f"{source}: uid {record.uid!r} comes twice; remove one of the two entries")
             uids.add(record.uid)
+            if item.asked is not None:
+                asked[item.asked] += 1
             kept = own or ""
             writers.write(out.with_name(out.name.replace(SPLIT_MARK, own or "")), record)
         if kept is None:
             held = f"; it has {', '.join(sorted(filter(None, seen)))}" if seen else ""
             raise DataError(f"{source}: no record of {split or 'any split'}{held}")
         files = writers.finish()
-    return Converted(files, dict(seen), list(options.faults.messages))
+    return Converted(files, dict(seen), list(options.faults.messages), dict(asked.most_common()))
 
 
 def _fewer(record: Record, count: int | None) -> Record:

@@ -55,7 +55,7 @@ from llava.eval.task_scores.scoring import (
 )
 from llava.eval.task_scores.tables import TaskScores
 from llava.eval.task_scores.texts import WordNumbers
-from llava.family import AnyModel, AnyProcessor
+from llava.family import AnyModel, AnyProcessor, family_of
 from llava.generation import Generation
 from llava.registry import pick
 from llava.tasks.caption import normalise
@@ -243,10 +243,10 @@ class _Job:
 
 def _decoding(task: str | None, captioner: ChangeCaptioner, settings: EvalSettings) -> Generation:
     """How the answers of one task are made."""
+    asked = {**_DECODINGS[settings.decode], **settings.options}
     if task is None:
-        return settings.generation or captioner.generation
-    named = {**vars(TASKS[task].generation), **_DECODINGS[settings.decode], **settings.options}
-    return Generation().but(named)  # type: ignore[arg-type]
+        return (settings.generation or captioner.generation).but(asked)  # type: ignore[arg-type]
+    return Generation().but({**vars(TASKS[task].generation), **asked})  # type: ignore[typeddict-item]
 
 
 def _batches(
@@ -478,6 +478,7 @@ def _describe(
         "pairs": len(pairs),
         "pairs_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
         "question": asked[0] if len(asked) == 1 else f"{len(asked)} questions",
+        **family_of(captioner.model.config).wording(captioner.processor),
         **settings,
     }
 

@@ -1,6 +1,7 @@
 """An evaluation of all tasks: each record its own question, dialogues with their history, scores without a model."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from llava.captioner import Answer, ChangeCaptioner, PairPixels
 from llava.cli import main
-from llava.data.record import Record
+from llava.data.record import Record, read_records
 from llava.errors import ConfigError, DataError
 from llava.eval.folder import read_run
 from llava.eval.run import EvalSettings, run_evaluation
@@ -223,6 +224,12 @@ def test_other_decoding(scripted: Scripted, folder: Path) -> None:
     assert [options[name] for name in ("num_beams", "max_new_tokens", "repetition_penalty")] == [5, 256, 1.5]
     run_evaluation(scripted, kept, folder, None, EvalSettings(**QUIET, options={"max_new_tokens": 9}))
     assert (scripted.asked[-1][2]["max_new_tokens"], scripted.asked[-1][2]["num_beams"]) == (9, 1)
+    plain = [
+        Record(uid="x", img1_path="0.png", img2_path="1.png", change_caption=("a road",), change_flag=True)
+    ]
+    run_evaluation(scripted, plain, folder, None, EvalSettings(**QUIET, decode="reference"))
+    options = scripted.asked[-1][2]  # of captions without a task, too
+    assert [options[name] for name in ("num_beams", "max_new_tokens", "repetition_penalty")] == [5, 256, 1.5]
     with pytest.raises(ConfigError, match="unknown decoding 'best'; known: reference, task"):
         EvalSettings(decode="best")
     with pytest.raises(ConfigError, match="unknown history"):
@@ -283,6 +290,9 @@ def test_the_other_family_is_evaluated_the_same_way(folder: Path, tmp_path: Path
     assert list(found.tasks) == list(TASK_NAMES)
     inside = run_evaluation(model, records(), folder, None, settings, processor=processor)
     assert inside.tasks == found.tasks
+    _, other = delta_model(prompt_style="reference")
+    with pytest.raises(DataError, match="prompt_style"):  # what is worded otherwise is not mixed in
+        run_evaluation(ChangeCaptioner(model, other, name="delta"), records(), folder, tmp_path, settings)
     rounds = lines(tmp_path)["dialog0"]["answers"]["own"]
     chat = ChangeCaptioner(model, processor).chat(folder / "0.png", folder / "2.png")
     assert [chat.ask(question, **SHORT).text for question in TASKS["dialog"].rounds] == rounds  # type: ignore[arg-type]
@@ -412,3 +422,41 @@ def test_a_report_and_a_card_of_all_tasks(evaluated: Path, tmp_path: Path) -> No
     card = tmp_path / "README.md"
     assert main(["card", str(evaluated), "--out", str(card), "--name", "tiny"]) == 0
     assert "loc: 2 samples" in card.read_text("utf-8")
+
+
+# --- from nothing to the scores of all six ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["change", "delta"])
+def test_drawn_pairs_are_asked_all_six_kinds_of_question(family: str, tmp_path: Path) -> None:
+    """The world's own records by the commands that the README names, without a network, for an untrained model."""
+    model, processor = tiny_model() if family == "change" else delta_model()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    assert main(["synth", str(data), "--test", "4", "--layout", "tasks", "--size", "64"]) == 0
+    told = read_records(data / "test.jsonl")
+    out = tmp_path / "out"
+    command = [
+        "eval",
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        str(data / "test.jsonl"),
+        "--task",
+        "all",
+    ]
+    assert main([*command, "--out", str(out), "--device", "cpu", "--no-meteor", "--max-new-tokens", "4"]) == 0
+    rows = lines(out)
+    assert [*rows] == [record.uid for record in told] and {row["task"] for row in rows.values()} == set(
+        TASK_NAMES
+    )
+    assert all(len(row["answers"]["own"]) == 3 for row in rows.values() if row["task"] == "dialog")
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))["tasks"]
+    assert list(metrics) == list(TASK_NAMES)
+    counted = {name: sum(record.task == name for record in told) for name in TASK_NAMES}
+    for name, found in metrics.items():
+        first = found["tables"][0]["rows"][0]
+        assert first["name"] == "predictions" and first["n"] == counted[name] > 0, name
+        assert all(math.isfinite(value) for value in first["values"].values() if value is not None), name
+    assert (out / "report.html").is_file()

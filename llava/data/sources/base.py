@@ -20,6 +20,8 @@ class Item:
 
     record: Record
     split: str | None = None
+    asked: str | None = None
+    """What its captions answer, in the source's own words."""
 
 
 class Faults:

@@ -75,7 +75,9 @@ def _read_file(path: Path, options: Options, split: str | None) -> Iterator[Item
         if "captions" in entry.fields:
             return Item(_captions(entry, uid), split)
         if "conversations" in entry.fields:
-            return Item(_conversation(entry, uid, tasks), split)
+            record = _conversation(entry, uid, tasks)
+            asked = from_entry(entry, uid).record.conversation[0][0] if record.task == "caption" else None
+            return Item(record, split, asked)
         raise entry.fault("has neither 'captions' nor 'conversations'; is it a ChangeChat file?")
 
     together: dict[tuple[str, str], Item] = {}
@@ -84,7 +86,7 @@ def _read_file(path: Path, options: Options, split: str | None) -> Iterator[Item
         if item.record.conversation:
             yield item
         elif pair in together:
-            together[pair] = Item(_joined(together[pair].record, item.record), split)
+            together[pair] = replace(together[pair], record=_joined(together[pair].record, item.record))
         else:
             together[pair] = item
     yield from together.values()

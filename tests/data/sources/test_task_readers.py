@@ -195,6 +195,8 @@ def test_command_line(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     out = tmp_path / "{split}.jsonl"
     assert main(["data", "convert", "changechat", str(chat), "--out", str(out), "--images", "images"]) == 0
     assert len(read_records(tmp_path / "test.jsonl")) == 4 * 9
+    asked = [line for line in capsys.readouterr().err.splitlines() if "captions answer" in line]
+    assert len(asked) == 1 and repr(TASKS["caption"].question) in asked[0] and "--question" in asked[0]
     alone = tmp_path / "changechat_105k_train.json"
     alone.write_bytes((chat / alone.name).read_bytes())
     convert = ["data", "convert", "changechat", str(alone), "--out", str(tmp_path / "t.jsonl")]
