@@ -50,7 +50,7 @@ class Sample:
     answers: Sequence[tuple[Ids, Ids]]
     """(ids, labels) of each branch: alternatives to one another, not a sequence. Without any it teaches nothing."""
     changed_share: Tensor | None = None
-    """[N], how much of each patch's place changed, 0..1, where the record has a mask."""
+    """[N, C], how much of each patch's place changed, 0..1, and how much to each class, where the record has a mask."""
     also: tuple[str, ...] = ()
     """Uids of further records on the same pair that are in here."""
     skipped: tuple[dict[str, Any], ...] = ()
@@ -85,6 +85,7 @@ class PairDataset(Dataset[Sample]):
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
         masks: also read the records' change masks, where they have one.
+        mask_levels: grey levels that tell a mask's classes apart, C - 1 of them.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
         max_length: tokens of a sample, image tokens included; a pair with more is made several samples.
         max_branches: the same for answers.
@@ -110,6 +111,7 @@ class PairDataset(Dataset[Sample]):
         task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
         masks: bool = False,
+        mask_levels: Sequence[int] = (),
         cache: bool = False,
         max_length: int = 32768,
         max_branches: int = MAX_BRANCHES,
@@ -124,6 +126,7 @@ class PairDataset(Dataset[Sample]):
             raise ConfigError("views that differ from epoch to epoch cannot be kept: cache_images or augment")
         self.records, self.root, self.processor = records, Path(root), processor
         self.augment, self.task_weights = augment, dict(task_weights or {})
+        self.mask_levels = tuple(mask_levels)
         self.captions, self.masks, self.on_error, self.seed = captions, masks, on_error, seed
         self.max_length = max_length
         self.encoder = encoder_of(processor, question, labels)
@@ -223,16 +226,26 @@ class PairDataset(Dataset[Sample]):
         return views
 
     def _changed_share(self, records: Sequence[Record], view: View | None) -> Tensor | None:
-        """[N] of the first record with a mask, see `Sample`."""
+        """[N, C] of the first record with a mask, see `Sample`.
+
+        Raises:
+            ImageError: a level that is none of `mask_levels`.
+        """
         path = next((record.mask_path for record in records if record.mask_path is not None), None)
         if path is None:
             return None
         drawn = load_image(self.root / path).convert("L")
         if view is not None:
             drawn = view.of(drawn, Image.Resampling.NEAREST)
-        mask = torch.from_numpy(np.array(drawn) > 0)  # [H, W]
+        levels = np.array(drawn)  # [H, W]
+        if self.mask_levels and (others := set(np.unique(levels).tolist()) - {0, *self.mask_levels}):
+            known = list(self.mask_levels)
+            raise ImageError(
+                f"{self.root / path}: has grey levels {sorted(others)[:5]}; mask_levels are {known}"
+            )
+        masks = np.stack([levels > 0, *(levels == level for level in self.mask_levels)])  # [C, H, W]
         grid = math.isqrt(self.processor.image_seq_length)
-        return F.adaptive_avg_pool2d(mask[None].float(), grid).flatten()
+        return F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), grid).flatten(1).T  # [N, C]
 
     # --- which records and branches make a sample ---------------------------------------------------
 

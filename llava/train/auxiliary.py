@@ -1,8 +1,8 @@
 """Losses beside the words, for small models on data that know more than captions: what changed, and where it is.
 
 Linear heads read the language model's middle layer at the image tokens, and are thrown away after training:
-- masks: whether a patch of the after image changed (a record's `mask_path`); where the fusion has a `map_head`, that
-  learns the same from the change stream, and is kept;
+- masks: whether a patch of the after image changed (a record's `mask_path`), and to what, where a mask tells classes
+  apart; where the fusion has a `map_head`, that learns whether from the change stream, and is kept;
 - places: in which row and column of its image a patch stands. Fine-tuning on words alone loses the columns: rows follow
   from the order of the tokens, columns from nothing that the words reward at first.
 """
@@ -24,6 +24,7 @@ class Auxiliary(nn.Module):
     Args:
         config: the model's.
         mask_weight, place_weight: weights of the two losses; 0 leaves one out.
+        mask_levels: how many classes the masks tell apart, C - 1.
         rate: peak learning rate of the heads.
         device: where the model computes.
     """
@@ -34,6 +35,7 @@ class Auxiliary(nn.Module):
         *,
         mask_weight: float,
         place_weight: float,
+        mask_levels: int = 0,
         rate: float,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -42,7 +44,7 @@ class Auxiliary(nn.Module):
         self.weights = {"mask": mask_weight, "place": place_weight}
         self.image_token_id = config.image_token_id
         hidden, grid = config.text_config.hidden_size, config.grid
-        self.mask = nn.Linear(hidden, 1, device=device)
+        self.mask = nn.Linear(hidden, 1 + mask_levels, device=device)
         self.place = nn.Linear(hidden, 2 * grid, device=device)
         patches = torch.arange(grid * grid, device=device)
         self.register_buffer(
@@ -65,7 +67,8 @@ class Auxiliary(nn.Module):
         Args:
             hidden_states: the language model's, [B, T, H] each.
             input_ids: [B, T], with image placeholders.
-            shares: [B, N], how much of each patch changed; None where a batch has no masks.
+            shares: [B, N, C], how much of each patch changed, and how much to each class; None where a batch has no
+                masks.
             map_logits: [B, N] of the fusion's `map_head`, if it has one.
             teaches: False: a batch that only keeps this process in step with the others; gradients are zeros.
         """
@@ -76,9 +79,9 @@ class Auxiliary(nn.Module):
         total = images.new_zeros(()) if map_logits is None else 0 * map_logits.float().sum()
         if self.mask_weight and shares is not None:
             after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
-            losses["mask"] = _binary(self.mask(after)[..., 0], shares)
+            losses["mask"] = _binary(self.mask(after), shares)
             if map_logits is not None:
-                losses["mask"] = losses["mask"] + _binary(map_logits.float(), shares)
+                losses["mask"] = losses["mask"] + _binary(map_logits.float()[..., None], shares[..., :1])
         if self.place_weight:
             where: Tensor = self.get_buffer("rows_columns")  # [N, 2]
             logits = self.place(images).unflatten(-1, (2, -1))  # [B 2 N, 2, grid]
@@ -130,8 +133,8 @@ class Auxiliary(nn.Module):
 
 
 def _binary(logits: Tensor, shares: Tensor) -> Tensor:
-    """Cross entropy of [B, N] to means [B]."""
-    return F.binary_cross_entropy_with_logits(logits, shares, reduction="none").mean(1)
+    """Cross entropy of [B, N, C] to means over patches, summed over classes: [B]."""
+    return F.binary_cross_entropy_with_logits(logits, shares, reduction="none").mean(1).sum(1)
 
 
 def _spread() -> bool:

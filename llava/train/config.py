@@ -179,6 +179,9 @@ class TrainConfig:
     """Other rates for some parts, e.g. {tower: 2.0e-6}."""
     mask_weight: float = 0.0
     """Weight of a second loss for records with a `mask_path`, see `llava.train.auxiliary`. 0: captions alone."""
+    mask_levels: Sequence[int] = ()
+    """Grey levels, 1..255, that tell the classes of a mask apart, such as [128, 255], the roads and buildings of
+    LEVIR-MCI: the second loss is of each of them, too. None: whatever is not 0 changed."""
     place_weight: float = 0.0
     """Weight of a third loss, on where in its image each image token stands, see `llava.train.auxiliary`."""
 
@@ -276,6 +279,13 @@ class TrainConfig:
             raise ConfigError("cache_images keeps what augment draws anew each epoch: leave one out")
         if self.lr_scheduler_type == EPOCH_COSINE and self.max_steps > 0:
             raise ConfigError("lr_scheduler_type: epoch_cosine counts epochs: leave max_steps out")
+        levels = self.mask_levels
+        if not all(0 < level < 256 for level in levels) or len(set(levels)) < len(levels):
+            raise ConfigError(
+                f"field 'mask_levels' is {list(levels)}, expected different grey levels from 1 to 255"
+            )
+        if levels and not self.mask_weight:
+            raise ConfigError("field 'mask_levels' says what mask_weight teaches, which is 0")
         if self.labels == "release" and self.mask_weight > 0:
             raise ConfigError("mask_weight needs labels: answer")
 

@@ -206,6 +206,7 @@ def prepare(
         task_weights=run.task_weights,
         augment=run.augment,
         masks=run.mask_weight > 0,
+        mask_levels=run.mask_levels,
         cache=run.cache_images,
         max_length=run.max_length,
         on_error=run.on_error,

@@ -76,6 +76,7 @@ class ChangeTrainer(Trainer):
             self.auxiliary = Auxiliary(
                 config,
                 mask_weight=run.mask_weight,
+                mask_levels=len(run.mask_levels),
                 place_weight=run.place_weight,
                 rate=run.learning_rate,
                 device=self.args.device,
@@ -116,7 +117,7 @@ class ChangeTrainer(Trainer):
         """The words' loss and those beside it, known to be a number on every process."""
         uids = inputs.pop("uids", [])
         self._note_skipped(inputs.pop("skipped", []))
-        shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N]
+        shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N, C]
         if self.meter is not None:
             self.meter.count(inputs)
         asked = inputs if self.auxiliary is None else {**inputs, "output_hidden_states": True}

@@ -233,7 +233,15 @@ def test_masks_become_shares_of_patches(records: list[Record], tmp_path: Path, p
     assert PairDataset(told, tmp_path, processor)[0].changed_share is None
     share = PairDataset(told, tmp_path, processor, masks=True)[0].changed_share
     assert share is not None
-    assert share.tolist() == [0, 0.5] + [0] * 14
+    assert share.tolist() == [[0], [0.5]] + [[0]] * 14
+    mask[:8, 24:32] = 128
+    mask[24:, :16] = 128  # all of the first patch of the last row
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    share = PairDataset(told, tmp_path, processor, masks=True, mask_levels=[128, 255])[0].changed_share
+    assert share is not None
+    assert share.tolist() == [[0] * 3, [1, 0.5, 0.5]] + [[0] * 3] * 10 + [[1, 1, 0]] + [[0] * 3] * 3
+    with pytest.raises(DataError, match=r"mask\.png: has grey levels \[128\]; mask_levels are \[255\]"):
+        PairDataset(told, tmp_path, processor, masks=True, mask_levels=[255])[0]
     (tmp_path / "mask.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"'r0': .*mask\.png"):
         PairDataset(told, tmp_path, processor, masks=True)[0]

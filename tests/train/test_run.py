@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from llava.captioner import ChangeCaptioner
@@ -440,6 +442,26 @@ def test_a_rate_may_step_with_the_epochs(make_run: Make) -> None:
     assert [rate / 1e-3 for rate in rates] == pytest.approx([*rising, *[0.75] * steps, *[0.25] * steps])
 
 
+def test_masks_teach_what_they_tell_apart(make_run: Make, run_folder: Path, tmp_path: Path) -> None:
+    """A mask of two classes: the middle layer learns which of its patches became what."""
+    rows = json.loads((run_folder / "data.json").read_text())
+    for i in range(8):
+        shutil.copy(run_folder / f"{i}.png", tmp_path)
+        levels = np.zeros((16, 16), np.uint8)
+        levels[:8, :8], levels[8:, 8:] = (128, 255) if i % 2 else (255, 128)
+        Image.fromarray(levels).save(tmp_path / f"mask{i}.png")
+    (tmp_path / "data.json").write_text(
+        json.dumps([{**row, "mask_path": f"mask{row['uid']}.png"} for row in rows])
+    )
+    both = {"mask_weight": 5.0, "num_train_epochs": 20, "data": tmp_path / "data.json", "logging_steps": 40}
+    train(run := make_run(**both, mask_levels=[128, 255]))
+    found = [row["mask_loss"] for row in logged(run) if "mask_loss" in row]
+    train(run := make_run("plain", **both))
+    plain = [row["mask_loss"] for row in logged(run) if "mask_loss" in row]
+    assert found[0] > plain[0] + 1  # two more entropies of a coin
+    assert found[-1] < 0.7 * found[0]
+
+
 def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None:
     """After as many evaluations as it has patience for, not one more."""
     evaluation = {
@@ -458,6 +480,11 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
         ({"augment": {}, "cache_images": True}, "cache_images"),
         ({"task_weights": {"counting": 1}}, r"task_weights' has \['counting'\]; known: caption"),
         ({"task_weights": {"count": 0}}, "expected numbers above 0"),
+        ({"mask_levels": [128]}, "mask_weight teaches, which is 0"),
+        (
+            {"mask_levels": [0, 300], "mask_weight": 1},
+            r"mask_levels' is \[0, 300\], expected different grey levels",
+        ),
         ({"augment": {"crop": 2}}, r"augment.*'augment.crop' is 2.0"),
         ({"evaluation": {"data": "x", "patience": 0}}, "evaluation.patience"),
         ({"evaluation": {"data": "x", "patience": 1, "select": False}}, "evaluation.select is false"),
