@@ -78,6 +78,16 @@ class PairPixels(NamedTuple):
     """Height and width of the after image."""
 
 
+class EncodedPairs:
+    """Pairs that the model has read, for as many questions as one likes: `ChangeCaptioner.encode_batch`."""
+
+    def __init__(self, pairs: Sequence[PairPixels], encoded: Encoded) -> None:
+        self.pairs, self.encoded = tuple(pairs), encoded
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
 class ChangeCaptioner:
     """A model, its processor, and what one does with them: the same for every family of models.
 
@@ -267,9 +277,14 @@ class ChangeCaptioner:
         """The tokens of a question about a pair, after the rounds of `history`; images as their placeholders."""
         return self.family.prompt_ids(self.processor, question, history)
 
+    def encode_batch(self, pairs: Sequence[PairPixels]) -> EncodedPairs:
+        """Read pairs as far as no question changes; `answer_batch` goes on from there, as often as it is called."""
+        values = torch.stack([pair.values for pair in pairs])
+        return EncodedPairs(pairs, self.family.encode(self.model, self.prompt_ids(), values))
+
     def answer_batch(
         self,
-        pairs: Sequence[PairPixels],
+        pairs: Sequence[PairPixels] | EncodedPairs,
         question: str | Sequence[str] = QUESTION,
         *,
         history: Sequence[Rounds] | None = None,
@@ -279,6 +294,7 @@ class ChangeCaptioner:
         """Answers about pairs that `read` has read, as one batch: each pair is encoded once.
 
         Args:
+            pairs: or what `encode_batch` made of them, which saves reading them again for each question.
             question: one for all pairs, or one a pair.
             history: for each pair, the rounds of (question, answer) before its question, oldest first.
             map_side: put change maps into the answers, with a longer side of so many pixels.
@@ -315,7 +331,7 @@ class ChangeCaptioner:
 
     def _answer_batch(
         self,
-        pairs: Sequence[PairPixels],
+        pairs: Sequence[PairPixels] | EncodedPairs,
         asked: Sequence[_Asked],
         how: Generation,
         started: float,
@@ -323,12 +339,15 @@ class ChangeCaptioner:
     ) -> list[Answer]:
         known = {one: self.prompt_ids(*one) for one in set(asked)}
         prompts = [known[one] for one in asked]
-        pixels = torch.stack([pair.values for pair in pairs])
-        encoded = self.family.encode(self.model, prompts[0], pixels)
+        read, encoded = (pairs.pairs, pairs.encoded) if isinstance(pairs, EncodedPairs) else (pairs, None)
+        # a chat template may put words of the question before the images
+        if encoded is None or any(ids[: len(encoded.ids)] != encoded.ids for ids in known.values()):
+            pixels = torch.stack([pair.values for pair in read])
+            encoded = self.family.encode(self.model, prompts[0], pixels)
         generated = self._generate(encoded, prompts, asked, how)
         maps: list[np.ndarray | None] = [None] * len(pairs)
         if map_side is not None and encoded.change is not None:
-            for i, pair in enumerate(pairs):
+            for i, pair in enumerate(read):
                 height, width = (max(1, round(side * map_side / max(pair.size))) for side in pair.size)
                 maps[i] = self._map(encoded.change[i : i + 1], (height, width), None)
         each = (time.perf_counter() - started) / len(pairs)

@@ -1,18 +1,19 @@
 """Records to answers: batches formed by length, files read while the model works, one captioner for all.
 
-Each pair is asked a question, or the rounds of a dialogue in order, each with what was said before.
+Each pair is asked a question, or the rounds of a dialogue in order, each with what was said before. Files are read, and
+pairs encoded, once for batches about the same pairs that follow one another.
 """
 
 import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zlib import crc32
 
 from llava.data.conversation import QUESTION
@@ -22,10 +23,11 @@ from llava.errors import DataError, ImageError, LlavaError
 if TYPE_CHECKING:
     from torch import dtype
 
-    from llava.captioner import Answer, ChangeCaptioner, PairPixels
+    from llava.captioner import Answer, ChangeCaptioner, EncodedPairs, PairPixels
     from llava.eval.metrics import Scores
     from llava.generation import Generation
 
+T = TypeVar("T")
 AHEAD = 2
 """Batches that are read ahead of the model."""
 
@@ -64,6 +66,8 @@ class Batch:
 
     records: Sequence[Record]
     how: "Generation"
+    group: int = 0
+    """Batches of one group are about the same pairs, or some of them, and belong to one process."""
     map_side: int | None = None
     """Also give change maps, with a longer side of so many pixels."""
 
@@ -101,6 +105,11 @@ def make_batches(
     """
     ordered = sorted(records, key=lambda record: -lengths[record.uid]) if lengths else list(records)
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def about_pairs(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """The images of each."""
+    return [(record.img1_path, record.img2_path) for record in records]
 
 
 def answer_batches(
@@ -161,6 +170,7 @@ def ask_batches(
         ImageError: a pair that cannot be read; it is named.
         LlavaError: too little memory for the batch.
     """
+    held: tuple[list[tuple[str, str]], EncodedPairs] | None = None
     with ThreadPoolExecutor(workers, thread_name_prefix="llava-read") as pool:
         for batch, read in _read_ahead(captioner, batches, root, pool):
             answers: dict[str, Spoken | ImageError] = {}
@@ -175,7 +185,13 @@ def ask_batches(
                         f"pair {record.uid!r}: {pixels} (--skip-errors goes on without such pairs)"
                     ) from pixels
             if good:
-                said = _Conversations(captioner, batch, good, asks, autocast).all_rounds()
+                pairs = about_pairs([record for record, _ in good])
+                known = held[1] if held is not None and held[0] == pairs else None
+                held = None  # what is not needed any more is gone before the next is made
+                asked = _Conversations(captioner, batch, good, asks, autocast, known)
+                said = asked.all_rounds()
+                held = pairs, asked.encoded
+                del asked
                 answers |= {record.uid: one for (record, _), one in zip(good, said, strict=True)}
             yield {record.uid: answers[record.uid] for record in batch.records}
 
@@ -190,9 +206,12 @@ class _Conversations:
         good: "Sequence[tuple[Record, PairPixels]]",
         asks: Mapping[str, Ask],
         autocast: "dtype | None",
+        known: "EncodedPairs | None",
     ) -> None:
         self.captioner, self.batch, self.autocast = captioner, batch, autocast
-        self.pixels = [pixels for _, pixels in good]
+        self.encoded = known or self._work(
+            lambda: captioner.encode_batch([pixels for _, pixels in good]), len(good)
+        )
         self.asks = [asks[record.uid] for record, _ in good]
         self.first_uid = good[0][0].uid
 
@@ -209,8 +228,6 @@ class _Conversations:
 
     def _ask(self, number: int, mode: Mode, said: "Sequence[Sequence[Answer]]") -> "list[Answer]":
         """The answers of one round."""
-        import torch
-
         how = self.batch.how
         place = f"{how.seed}/{self.first_uid}" + (f"/{mode}/{number}" if number else "")
         seed = None if how.seed is None else crc32(place.encode("utf-8", "replace"))
@@ -224,16 +241,22 @@ class _Conversations:
                 tuple(zip(ask.questions[:number], self._before(ask, mode, one), strict=False))
                 for ask, one in zip(self.asks, said, strict=True)
             ]
+        questions = [ask.questions[number] for ask in self.asks]
+        return self._work(
+            lambda: self.captioner.answer_batch(self.encoded, questions, **options), len(questions)
+        )
+
+    def _work(self, make: "Callable[[], T]", pairs: int) -> "T":
+        """What the model makes of so many pairs, in the precision asked for."""
+        import torch
+
         kind = self.captioner.model.device.type
         try:
             with torch.autocast(kind, self.autocast) if self.autocast else nullcontext():
-                return self.captioner.answer_batch(
-                    self.pixels, [ask.questions[number] for ask in self.asks], **options
-                )
+                return make()
         except torch.OutOfMemoryError as error:
             raise LlavaError(
-                f"out of memory with {len(self.pixels)} pairs at once; a smaller --batch-size goes on where this "
-                "one stopped"
+                f"out of memory with {pairs} pairs at once; a smaller --batch-size goes on where this one stopped"
             ) from error
 
     @staticmethod
@@ -253,9 +276,16 @@ def _read_ahead(
             return error
 
     waiting: deque[tuple[Batch, list[Future[PairPixels | ImageError]]]] = deque()
+    under_way: dict[
+        tuple[str, str], Future[PairPixels | ImageError]
+    ] = {}  # of the last batch that was sent for
     try:
         for batch in batches:
-            waiting.append((batch, [pool.submit(read, record) for record in batch.records]))
+            under_way = {
+                pair: under_way[pair] if pair in under_way else pool.submit(read, record)
+                for pair, record in zip(about_pairs(batch.records), batch.records, strict=True)
+            }
+            waiting.append((batch, [under_way[pair] for pair in about_pairs(batch.records)]))
             if len(waiting) > AHEAD:
                 first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]

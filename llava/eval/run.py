@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -256,7 +257,11 @@ def _batches(
     hows: Mapping[str | None, Generation],
     map_side: int | None,
 ) -> list[Batch]:
-    """Batches of one task and number of rounds each, from the records alone. Change maps come with captions."""
+    """Batches of one task and number of rounds each, from the records alone. Change maps come with captions.
+
+    What is asked of the same pairs comes together, so that they are encoded once: the pairs are cut into groups, and a
+    group has a batch for each of its questions.
+    """
     known: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
 
     def length(uid: str) -> int:
@@ -266,18 +271,36 @@ def _batches(
             known[last] = len(captioner.prompt_ids(*last) if last[1] else captioner.prompt_ids(last[0]))
         return known[last]
 
+    asked: dict[tuple[str, str], list[Record]] = {}
+    for record in job.records:
+        asked.setdefault((record.img1_path, record.img2_path), []).append(record)
+    firsts = [records[0] for records in asked.values()]
+    longest = {
+        first.uid: max(length(record.uid) for record in records)
+        for first, records in zip(firsts, asked.values(), strict=True)
+    }
     batches = []
-    for task in job.tasks:
-        kept = [record for record in job.records if record.task == task]
-        for rounds in sorted({len(asks[record.uid].questions) for record in kept}):
-            alike = [record for record in kept if len(asks[record.uid].questions) == rounds]
-            lengths = {record.uid: length(record.uid) for record in alike}
+    for group, pairs in enumerate(make_batches(firsts, job.settings.batch_size, longest)):
+        # the question's kind, and its number among those of its kind about a pair -> records of different pairs
+        alike: dict[tuple[int, int, int], list[Record]] = {}
+        for first in pairs:
+            kinds: Counter[tuple[int, int]] = Counter()
+            for record in asked[first.img1_path, first.img2_path]:
+                kind = job.tasks.index(record.task), len(asks[record.uid].questions)
+                alike.setdefault((*kind, kinds[kind]), []).append(record)
+                kinds[kind] += 1
+        for _, records in sorted(alike.items()):
+            task = records[0].task
             side = map_side if task in (None, "caption") else None
-            batches += [
-                Batch(records=batch, how=hows[task], map_side=side)
-                for batch in make_batches(alike, job.settings.batch_size, lengths)
-            ]
+            batches.append(Batch(records=records, how=hows[task], group=group, map_side=side))
     return batches
+
+
+def _share(batches: Sequence[Batch]) -> list[Batch]:
+    """This process's batches: whole groups."""
+    groups = {group: place for place, group in enumerate(dict.fromkeys(batch.group for batch in batches))}
+    rank, world = distributed.rank(), distributed.world_size()
+    return [batch for batch in batches if groups[batch.group] % world == rank]
 
 
 def _evaluate(
@@ -301,7 +324,7 @@ def _evaluate(
         with distributed.Team("captions", settings.timeout) as team:
             for answers in ask_batches(
                 captioner,
-                todo[distributed.rank() :: distributed.world_size()],
+                _share(todo),
                 job.root,
                 asks,
                 workers=settings.workers or _workers(),

@@ -149,6 +149,39 @@ def test_a_dialogue_is_told_its_own_or_the_true_rounds(scripted: Scripted, folde
         assert all(history in table.name for table in found.tasks["dialog"].tables)
 
 
+@pytest.mark.parametrize("family", ["change", "delta"])
+def test_a_pair_is_read_and_encoded_once_for_all_that_is_asked(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the answers that each question has by itself; a batch that lacks a pair is encoded anew."""
+    captioner = ChangeCaptioner(*(tiny_model() if family == "change" else delta_model()))
+    encoded: list[int] = []
+    opened: list[str] = []
+    encode, read = type(captioner.family).encode, ChangeCaptioner.read
+
+    def counted(self: Any, model: Any, prompt: Any, pixels: Any) -> Any:
+        encoded.append(len(pixels))
+        return encode(self, model, prompt, pixels)
+
+    def reading(self: ChangeCaptioner, before: Any, after: Any) -> PairPixels:
+        opened.append(Path(before).name)
+        return read(self, before, after)
+
+    monkeypatch.setattr(type(captioner.family), "encode", counted)
+    monkeypatch.setattr(ChangeCaptioner, "read", reading)
+    settings = EvalSettings(**QUIET, options=SHORT, batch_size=2)
+    found = run_evaluation(captioner, records(), folder, None, settings)
+    assert encoded == [2] and sorted(opened) == ["0.png", "1.png"]
+    said = {line["uid"]: line.get("answers", line["pred"]) for line in found.lines}
+    for record in records():
+        alone = run_evaluation(captioner, [record], folder, None, settings).lines[0]
+        assert alone.get("answers", alone["pred"]) == said[record.uid], record.uid
+    encoded.clear()
+    fewer = [record for record in records() if record.uid != "count0"]
+    run_evaluation(captioner, fewer, folder, None, settings)
+    assert encoded == [2, 1, 2]
+
+
 def test_a_line_says_how_it_was_asked_and_read(scripted: Scripted, folder: Path, tmp_path: Path) -> None:
     run_evaluation(scripted, records(), folder, tmp_path, EvalSettings(**QUIET))
     rows = lines(tmp_path)
