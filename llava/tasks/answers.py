@@ -41,17 +41,42 @@ _FIRST_YES_NO = re.compile(r"[\W_]*(yes|no)(?![^\W_])")
 _YES_NO = re.compile(r"(?<![^\W_])(yes|no)(?![^\W_])")
 _NO_CHANGE = re.compile(
     r"\bno (?:\w+ )?(?:change|difference)"
-    r"|(?<!not )(?<!n't )\b(?:identical|unchanged|same as before)\b"
+    r"|\b(?:identical|unchanged|same as before)\b"
     r"|\bnothing (?:(?:has|have|had|was|is|were|seems to have) )?(?:been )?changed\b"
 )
+_IS = "(?:is|are|was|were|(?:remain|look|seem|appear|stay)(?:s|ed)?)"
+_BETWEEN = (
+    "a|all|an|any|appear|as|at|be|been|being|called|completely|considered|entirely|exactly|fully|have|in|like|longer"
+    "|look|nearly|perfectly|precisely|quite|really|remain|remained|said|seem|show|stay|stayed|the|to|totally|truly|very"
+    "|way|wholly"
+)
+"""Words that may stand between a denial and what it denies; any other ends its reach."""
+_NOT_ALIKE = re.compile(
+    (
+        r"(?:n't|(?<!@)(?:not|never|cannot|hardly|no longer|far from|anything but"
+        rf"|(?:nothing|none of (?:the )?@+|neither (?:the )?@+(?: nor (?:the )?@+)?) {_IS}))"
+        rf"(?: (?:think|believe|say)(?: that)?(?! so )(?: @+){{1,4}}? {_IS})?"
+        rf"(?: (?:{_BETWEEN}))* (?:same|identical|unchanged)(?!@)|(?<!@)non-identical"
+    )
+    # Between words also what marks a word off; "@" is a character of a word, which that is not, so that a long run of
+    # either matches in one way only.
+    .replace(" ", r"[\s*_']+")
+    .replace("@", r"[^\W_]")
+)
+
+
+def _statement(text: str) -> str:
+    """`_plain`, with every denial that things are alike in one word, which no longer holds its "same" or its "no"."""
+    return _NOT_ALIKE.sub(" different", _plain(text))
 
 
 def parse_binary(text: str) -> bool | None:
     """Whether an answer says yes; None where it says neither.
 
     A yes or no in front counts, else the only one of the two that occurs; else what says that nothing changed is a no.
+    "No longer the same" is none of these.
     """
-    plain = _plain(text)
+    plain = _statement(text)
     if first := _FIRST_YES_NO.match(plain):
         return first[1] == "yes"
     said = set(_YES_NO.findall(plain))
@@ -144,7 +169,7 @@ def parse_counts(text: str) -> Counts:
     statement that nothing changed is 0 and 0; an answer without any number, or with one below 0 or above 999, is not
     valid.
     """
-    plain = _plain(text)
+    plain = _statement(text)
     tokens = [_Token(str(found.lastgroup), found[0]) for found in _TOKEN.finditer(plain)]
     nouns = [i for i, token in enumerate(tokens) if token.noun]
     first = [] if not nouns else [_number_before(tokens, nouns[0]), _number_behind(tokens, nouns[0])]

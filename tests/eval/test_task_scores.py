@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llava.data.record import Record
-from llava.errors import DataError
+from llava.errors import DataError, MissingDependencyError
+from llava.eval.meteor import Meteor, find_jar, shared_meteor
 from llava.eval.task_scores.binary import binary_table, read_from_captions
 from llava.eval.task_scores.count import count_tables
 from llava.eval.task_scores.dialog import DialogTruth, agree, dialog_tables, middle
@@ -15,6 +16,7 @@ from llava.eval.task_scores.loc import loc_tables
 from llava.eval.task_scores.open import open_tables, token_f1
 from llava.eval.task_scores.scoring import Sample, changed_of, parsed, score_samples
 from llava.eval.task_scores.texts import WordNumbers, id_table, read_words
+from llava.java import find_java
 from llava.tasks.answers import PLACES, Counts, Places, parse_counts, parse_places
 
 NONE = Places(frozenset(), frozenset())
@@ -95,6 +97,40 @@ def test_count_by_hand() -> None:
     assert changed.predictions.n == 3 and changed.predictions.values["roads MAE"] == pytest.approx(2 / 3)
 
 
+def test_counts_of_invalid_answers_alone() -> None:
+    """They are none of either, also where that is right; and none is left out."""
+    said = by_number([parse_counts(text) for text in ("", "who knows", "several roads")])
+    truth = by_number([Counts(1, 4), Counts(0, 0), Counts(2, 0)])
+    everything, changed = count_tables(said, truth, by_number([True, False, True]))
+    row = everything.predictions
+    assert (row.n, row.n_invalid, row.counts) == (3, 3, {})
+    assert row.values == {
+        "roads MAE": 1,  # 1, 0, 2
+        "roads RMSE": pytest.approx((5 / 3) ** 0.5),
+        "roads bias": -1,
+        "roads exact": pytest.approx(100 / 3),
+        "buildings MAE": pytest.approx(4 / 3),  # 4, 0, 0
+        "buildings RMSE": pytest.approx((16 / 3) ** 0.5),
+        "buildings bias": pytest.approx(-4 / 3),
+        "buildings exact": pytest.approx(200 / 3),
+        "both exact": pytest.approx(100 / 3),
+    }
+    row = changed.predictions
+    assert (row.n, row.n_invalid) == (2, 2)
+    assert row.values == {
+        "roads MAE": 1.5,  # 1, 2
+        "roads RMSE": pytest.approx(2.5**0.5),
+        "roads bias": -1.5,
+        "roads exact": 0,
+        "buildings MAE": 2,  # 4, 0
+        "buildings RMSE": pytest.approx(8**0.5),
+        "buildings bias": -2,
+        "buildings exact": 50,
+        "both exact": 0,
+    }
+    assert everything.rows[1].values == everything.predictions.values  # as "always none" is
+
+
 def test_constant_counts_are_floors() -> None:
     truth = by_number([Counts(0, 0), Counts(0, 1), Counts(1, 1), Counts(3, 8)])
     nothing, median, middle_row = count_tables(truth, truth, by_number([True] * 4))[0].rows[1:]
@@ -141,6 +177,25 @@ def test_places_by_hand() -> None:
     assert both.predictions.counts == {"hits": 2, "claimed": 4, "true": 4}
     assert both.predictions.values["subset accuracy"] == 25
     assert both.predictions.values["Hamming loss"] == pytest.approx(100 * 4 / 72)
+
+
+def test_places_of_invalid_answers_alone() -> None:
+    """They are no cells, also where that is right; and none is left out."""
+    said = by_number([parse_places(text) for text in ("", "No change", "['top-left']")])
+    truth = by_number([places("TL TC", "CC"), NONE, places("", "BR")])
+    roads, buildings, both = (table.predictions for table in loc_tables(said, truth))
+    assert {(row.n, row.n_invalid) for row in (roads, buildings, both)} == {(3, 3)}
+    assert [row.counts["true"] for row in (roads, buildings, both)] == [2, 2, 4]
+    for row in (roads, buildings, both):
+        assert row.counts == {"hits": 0, "claimed": 0, "true": row.counts["true"]}
+        assert [row.values[name] for name in ("precision", "recall", "F1", "jaccard_paper")] == [0, 0, 0, 0]
+        assert row.zero_division == ("precision",)
+    for name in ("jaccard", "subset accuracy"):  # right where nothing is true
+        assert roads.values[name] == pytest.approx(200 / 3)  # of the second and third
+        assert buildings.values[name] == pytest.approx(100 / 3)  # of the second
+        assert both.values[name] == pytest.approx(100 / 3)
+    assert roads.values["Hamming loss"] == buildings.values["Hamming loss"] == pytest.approx(100 * 2 / 27)
+    assert both.values["Hamming loss"] == pytest.approx(100 * 4 / 54)
 
 
 def test_places_without_any_cell_divide_by_nothing() -> None:
@@ -200,6 +255,58 @@ def test_token_f1() -> None:
 
 def test_open_questions_without_yes_or_no() -> None:
     assert open_tables({"a": "left"}, {"a": "left"}, meteor=False)[0][0].predictions.values["yes/no"] is None
+
+
+# --- METEOR -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def meteor() -> Meteor:
+    if find_java() is None:
+        pytest.skip("no Java here")
+    try:
+        find_jar()
+    except MissingDependencyError:
+        pytest.skip("no METEOR jar here")
+    return shared_meteor()
+
+
+def dialog_of(last: str, changed: bool = True) -> DialogTruth:
+    return DialogTruth(("Yes", "1 road changed and no building changed.", last), changed)
+
+
+def test_meteor_of_open_answers_and_of_dialogues(meteor: Meteor) -> None:
+    gold = {"a": "Many houses are built along the road.", "b": "The left side", "c": "a tree grows"}
+    said = {"a": "Some buildings appear beside the road.", "b": "left", "c": "A tree grows"}
+    alone, each = meteor.score(
+        ["some buildings appear beside the road", "left", "a tree grows"],
+        [["many houses are built along the road"], ["the left side"], ["a tree grows"]],
+    )
+    assert 0 < each[0] < 1 and 0 < each[1] < 1 and each[2] == 1
+    tables, notes = open_tables(said, gold)
+    assert tables[1].predictions.values["METEOR"] == pytest.approx(100 * alone) and notes == ()
+    truth = {uid: dialog_of(text) for uid, text in gold.items()}
+    answers = {uid: (*truth[uid].answers[:2], text) for uid, text in said.items()}
+    tables, notes = dialog_tables(answers, truth, "own")
+    (table,) = (table for table in tables if table.name == "round 3, own history")
+    assert table.predictions.values["METEOR"] == pytest.approx(100 * alone) and notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Tree house.", 100),  # the same words
+        ("house tree", 40),  # all words, each by itself: the whole penalty, 0.6
+        ("a wide lake", 0),  # no word
+    ],
+)
+def test_known_values_of_meteor(meteor: Meteor, text: str, value: float) -> None:
+    tables, _ = open_tables({"u": text}, {"u": "tree house"})
+    assert tables[1].predictions.values["METEOR"] == pytest.approx(value)
+    truth = {"u": dialog_of("tree house")}
+    tables, _ = dialog_tables({"u": (*truth["u"].answers[:2], text)}, truth, "gold")
+    (table,) = (table for table in tables if table.name == "round 3, gold history")
+    assert table.predictions.values["METEOR"] == pytest.approx(value)
 
 
 # --- word numbers -----------------------------------------------------------------------------------

@@ -77,6 +77,79 @@ def test_words_that_hold_a_no_are_none(word: str, more: str) -> None:
     assert parse_binary(f"{word} {more}") is None
 
 
+ALIKE = st.sampled_from(["the same as before", "identical", "unchanged", "exactly the same as before"])
+DENIALS = st.sampled_from(
+    [
+        "are not",
+        "aren't",
+        "AREN\u2019T",
+        "are not quite",
+        "are **not**",
+        "are never",
+        "are no longer",
+        "do not look",
+        "did not remain",
+        "can not be said to be",
+        "cannot be called",
+        "are far from",
+        "are anything but",
+    ]
+)
+
+
+@given(st.sampled_from(["The roads", "Both scenes", "The houses,"]), DENIALS, ALIKE)
+def test_what_is_not_the_same_has_not_stayed_as_it_was(what: str, denial: str, alike: str) -> None:
+    assert parse_binary(f"{what} are {alike}") is False
+    assert parse_counts(f"{what} are {alike}").valid
+    text = f"{what} {denial} {alike}."
+    assert parse_binary(text) is None, text
+    assert parse_counts(text) == Counts(0, 0, valid=False), text
+    # what else is said still counts
+    assert parse_binary(f"{text} No.") is False and parse_binary(f"Yes, {text}") is True
+    assert parse_counts(f"{text} 2 new houses") == Counts(0, 2, partial=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is not the same as before",
+        "It is not the same scene",
+        "It isn't the same",
+        "Isn't the same as before",
+        "No longer the same as before",
+        "No longer the same roads",
+        "The roads, no longer the same",
+        "Nothing is the same as before",
+        "Nothing looks unchanged",
+        "None of the roads are the same as before",
+        "Neither the roads nor the buildings are the same as before",
+        "I don't think that the two scenes are identical",
+        "The scenes are non-identical",
+    ],
+)
+def test_other_ways_to_deny_that_things_are_alike(text: str) -> None:
+    assert parse_binary(text) is None
+    assert not parse_counts(text).valid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No. It is the same as before",
+        "It has not changed, the scene is the same as before",
+        "It has not changed and is the same as before",
+        "it has not it is the same as before",
+        "I don't think so the scene is identical",
+        "I cannot see a road; the scenes are identical",
+        "Nothing was built it is the same as before",
+        "Not a road more, unchanged",
+    ],
+)
+def test_a_denial_reaches_no_further_than_its_own_words(text: str) -> None:
+    assert parse_binary(text) is False
+    assert parse_counts(text).valid
+
+
 # --- how many ---------------------------------------------------------------------------------------
 
 
@@ -338,10 +411,18 @@ def test_foreign_text_is_never_an_error(text: str) -> None:
         "1,",
         " ",
         "twenty ",
+        "not the ",
+        "none of _",
+        "neither a nor ",
+        "not think that a ",
+        "n't",
+        "_",
+        "'",
     ],
 )
 def test_endless_text_is_read_in_time(piece: str) -> None:
     text = piece * (100_000 // len(piece))
     started = time.perf_counter()
     parse_binary(text), parse_counts(text), parse_places(text), parse_places(f"roads: top{text}")
+    parse_binary(f"none of {text}"), parse_binary(f"not {text}"), parse_binary(f"not think {text}")
     assert time.perf_counter() - started < 5

@@ -157,33 +157,32 @@ def test_small_objects_may_be_left_out() -> None:
     assert [labels_from_mask(mask, area).buildings for area in (1, 2, 3, 4)] == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize(("place", "inside"), [(84, 0), (85, 1), (169, 1), (170, 2), (255, 2), (0, 0)])
-def test_borders_of_a_tile_of_256(place: int, inside: int) -> None:
-    """Cells are cut at 0, 85, 170 and 256."""
-    rows, columns = empty(), empty()
-    # One row decides nothing, so six more of the same cell go with it.
-    low, high = (0, 85, 170)[inside], (85, 170, 256)[inside]
-    rows[place, :], columns[:, place] = ROAD, ROAD
-    stretch = slice(low, low + 6) if place != low else slice(high - 6, high)
-    rows[stretch, :], columns[:, stretch] = ROAD, ROAD
-    names = [PLACES[3 * inside + j] for j in range(3)]
-    assert labels_from_mask(rows).road_places == tuple(names)
-    assert labels_from_mask(columns).road_places == tuple(PLACES[3 * i + inside] for i in range(3))
+BORDERS = (0, 85, 170, 256)
 
 
-@pytest.mark.parametrize(("row", "cells"), [(85, 85), (170, 86)])
-def test_a_row_belongs_to_the_cell_below_its_border(row: int, cells: int) -> None:
-    area = cells * 85
-    needed = area // 20 + 1  # the fewest pixels above 5 %
-    mask = empty()
-    for i in range(needed):
-        mask[row + i // 85, i % 85] = BUILDING
-    assert labels_from_mask(mask).building_places == (("center-left",) if row == 85 else ("bottom-left",))
-    last = needed - 1
-    mask[row + last // 85, last % 85] = 0
-    assert labels_from_mask(mask).building_places == ()
-    mask[row - 1, 0] = BUILDING  # one above the border does not help
-    assert labels_from_mask(mask).building_places == ()
+@pytest.mark.parametrize("place", PLACES)
+def test_borders_of_a_tile_of_256(place: str) -> None:
+    """Cells are cut at 0, 85, 170 and 256, and hold what is more than 5 % of them, to the pixel.
+
+    The fewest pixels above 5 %, among them all of the cell's edge: where any border of it were a line further out or
+    in, they would be too few. And the most pixels that are not above 5 %, none at the edge: where a border were a line
+    further in, they would be enough.
+    """
+    row, column = divmod(PLACES.index(place), 3)
+    cell = slice(*BORDERS[row : row + 2]), slice(*BORDERS[column : column + 2])
+    height, width = (side.stop - side.start for side in cell)
+    most = height * width // 20
+    edge = np.ones((height, width), dtype=bool)
+    edge[1:-1, 1:-1] = False
+    inner = np.argwhere(~edge)
+    enough, too_few = empty(), empty()
+    enough[cell][edge] = ROAD
+    enough[cell][tuple(inner[: most + 1 - edge.sum()].T)] = ROAD
+    assert (enough == ROAD).sum() == most + 1
+    assert labels_from_mask(enough).road_places == (place,)
+    too_few[cell][tuple(inner[:most].T)] = BUILDING
+    assert (too_few == BUILDING).sum() == most
+    assert labels_from_mask(too_few).building_places == ()
 
 
 def test_pictures_become_class_maps() -> None:

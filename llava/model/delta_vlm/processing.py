@@ -219,7 +219,8 @@ class DeltaVLMProcessor(ProcessorMixin):
         first = [] if self.bos_token_id is None else [self.bos_token_id]
         if most is not None and len(first) + len(ids) > most:
             offsets = encoded["offset_mapping"]
-            asked = next(i for i, (_, end) in enumerate(offsets) if end > prompt.start)
+            # from its word-start mark on, which ends where the question begins if it is a token of its own
+            asked = next(i for i, (_, end) in enumerate(offsets) if end >= prompt.start)
             ids = ids[min(asked, len(ids) - max(0, most - len(first))) :]
         return [self.image_token_id] * self.num_query_tokens + first + ids
 

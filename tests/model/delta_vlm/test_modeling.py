@@ -142,6 +142,33 @@ def test_both_dates_reach_the_q_former_a_first(made):
     torch.testing.assert_close(features.change, (after - before)[:, 1:])
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_and_generation_go_through_one_fusion(fusion):
+    """Once a call, with the same features of the same pair, and what comes out is what is read."""
+    model, processor = tiny_model(fusion=FUSIONS[fusion], seed=3)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    read: list[Tensor] = []
+    model.model.fusion.register_forward_hook(
+        lambda _, given, out: seen.append((given[0].detach(), given[1].detach(), out.after.detach()))
+    )
+    model.model.qformer.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["encoder_hidden_states"].detach()), with_kwargs=True
+    )
+    model(**lesson(processor)).loss.backward()  # in eval mode: dropout off, to compare what comes out
+    assert len(seen) == len(read) == 1
+    model.train()(**lesson(processor)).loss.backward()
+    assert len(seen) == len(read) == 2
+    for options in ({}, {"num_beams": 2}):
+        model.eval().generate(**pair_inputs(processor, [0, 1], QUESTIONS), max_new_tokens=3, **options)
+    assert len(seen) == len(read) == 4
+    for before, after, _ in seen[1:]:
+        assert torch.equal(before, seen[0][0]) and torch.equal(after, seen[0][1])
+    for (_, _, fused), entry in zip(seen, read, strict=True):
+        assert torch.equal(entry[:, -fused.shape[1] :], fused)  # the after image comes last
+    for i in (2, 3):
+        assert torch.equal(seen[i][2], seen[0][2]) and torch.equal(read[i], read[0])
+
+
 @torch.no_grad()
 def test_a_fusion_of_patches_leaves_the_class_token_alone():
     model, processor = tiny_model(fusion=FUSIONS["difference"])

@@ -1,15 +1,23 @@
 """Pairs and questions to the inputs of both readers: layout, limits, padding, pixels."""
 
+import json
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llava.captioner import ChangeCaptioner
 from llava.data.conversation import IGNORE
 from llava.errors import ConfigError, DataError
+from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
+from llava.model.delta_vlm.prompt import clean
 from tests.model.delta_vlm.tiny import QUERIES, QUESTIONS, tiny_bert, tiny_config
-from tests.tiny import random_pair, tiny_tokenizer
+from tests.tiny import SENTENCES, random_pair, tiny_tokenizer
 
 LONG = [("Are the trees gone, and is a road built?", "many buildings and a road are built.")] * 3
 
@@ -180,3 +188,138 @@ def test_tokenizers_are_left_as_they_are_and_saved_apart(tmp_path):
     for name, value in processor(text=list(QUESTIONS), history=history).items():
         assert torch.equal(again(text=list(QUESTIONS), history=history)[name], value), name
     assert (again.max_prompt_tokens, again.bos_token_id) == (77, None)
+
+
+# --- tokenizers that mark the start of a word -------------------------------------------------------------------
+
+MARK = "\u2581"
+END = 2
+"""Begins prompts and ends answers, as in the release."""
+ANSWERS = ("Yes", "no", "a", "A road is built , the trees are gone.")
+
+
+@cache
+def marked_pieces(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary of at most `size` pieces, and its merges: with 60 the mark is a piece of its own, with 250 words are
+    whole."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(MARK)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    told = ("Question: Answer:", "q a", *ANSWERS, *ANSWERS)
+    bpe.train_from_iterator([*SENTENCES, *QUESTIONS, *told, *(text.lower() for text in told)], trainer)
+    state = json.loads(bpe.to_str())["model"]
+    return state["vocab"], [tuple(pair) for pair in state["merges"]]
+
+
+def marked_tokenizer(kind: str, size: int = 250) -> PreTrainedTokenizerBase:
+    """Llama's, which marks a text's first word ("new") or also each behind a special token ("legacy"), or, as its older
+    files have it, by a normalizer; it writes `<s>` before a text unless told not to."""
+    vocab, merges = marked_pieces(size)
+    tokenizer: PreTrainedTokenizerBase
+    if kind == "normalizer":
+        bpe = Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges), unk_token="<unk>", fuse_unk=True))
+        bpe.normalizer = normalizers.Sequence([normalizers.Prepend(MARK), normalizers.Replace(" ", MARK)])
+        bpe.decoder = decoders.Sequence(
+            [decoders.Replace(MARK, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+    else:
+        tokenizer = LlamaTokenizer(vocab=dict(vocab), merges=list(merges), legacy=kind == "legacy")
+    begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id == 1
+    return tokenizer
+
+
+def marking(tokenizer: PreTrainedTokenizerBase, **options) -> DeltaVLMProcessor:
+    config = tiny_config(bos_token_id=END, eos_token_id=END, pad_token_id=END, **options)
+    return DeltaVLMProcessor.for_config(config, tokenizer, tiny_bert())
+
+
+@pytest.fixture(params=["new", "legacy", "normalizer"])
+def marks(request) -> PreTrainedTokenizerBase:
+    return marked_tokenizer(request.param)
+
+
+def test_the_kinds_differ_behind_a_special_token():
+    """What tests below rest on: an answer that is not tokenised by itself can lose its mark."""
+    tokens = {kind: marked_tokenizer(kind).tokenize("</s>Yes") for kind in ("new", "legacy", "normalizer")}
+    assert tokens["legacy"] == tokens["normalizer"] == ["</s>", f"{MARK}Yes"]
+    assert tokens["new"][0] == "</s>" and not any(token.startswith(MARK) for token in tokens["new"])
+
+
+@pytest.mark.parametrize("style", ["natural", "reference", "reference_bare"])
+def test_prompt_and_answer_both_begin_with_a_marked_word(marks, style):
+    processor = marking(marks, prompt_style=style)
+    learned = processor.answer_ids(" Yes")
+    word = "Yes" if style == "natural" else "yes"
+    assert marks.convert_ids_to_tokens(learned) == [f"{MARK}{word}", "</s>"]
+    prompt = processor.prompt_ids(QUESTIONS[0])[QUERIES:]
+    assert prompt[0] == END and marks.convert_ids_to_tokens(prompt)[1].startswith(MARK)
+    assert marks.decode(prompt[1:]) == processor.prompt(QUESTIONS[0]).text
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("style", ["natural", "reference"])
+def test_prompt_and_answer_are_the_tokens_of_the_whole_text(marks, style, answer):
+    processor = marking(marks, prompt_style=style)
+    row = processor.encode(QUESTIONS[1], (), answer)["input_ids"][QUERIES:]
+    whole = f"{processor.prompt(QUESTIONS[1]).text} {clean(answer, style)}"
+    assert row == [END, *marks(whole, add_special_tokens=False)["input_ids"], END]
+    assert marks.decode(row[1:-1]) == whole
+    # and those that a later round finds before it, where "a" may stand between
+    later = processor.prompt_ids(QUESTIONS[0], [(QUESTIONS[1], answer)])[QUERIES:]
+    learned = processor.answer_ids(answer)
+    between = [] if style == "natural" else marks("a", add_special_tokens=False)["input_ids"]
+    prompt = row[: -len(learned)]
+    assert later[: len(row) - 1 + len(between)] == [*prompt, *between, *learned[:-1]]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_is_learned_is_the_whole_answer(marks, answer):
+    """Nothing is taken off its front, whether or not the tokenizer writes a mark of its own there."""
+    labels = marking(marks).encode("What difference happened?", (), answer)["labels"]
+    learned = [label for label in labels if label != IGNORE]
+    assert marks.decode(learned, skip_special_tokens=True) == answer
+    assert marks.bos_token_id not in learned and learned.count(END) == 1
+
+
+@pytest.mark.parametrize("kind", ["new", "legacy", "normalizer"])
+@pytest.mark.parametrize("size", [60, 250])
+def test_a_prompt_cut_to_its_question_keeps_the_mark(kind, size):
+    tokenizer = marked_tokenizer(kind, size)
+    processor = marking(tokenizer, max_prompt_tokens=2)
+    row = processor.encode(QUESTIONS[0], [("What?", "Yes")] * 2, "no")
+    prompt = row["input_ids"][: row["labels"].count(IGNORE)]
+    assert prompt == processor.prompt_ids(QUESTIONS[0])
+    assert (tokenizer.convert_ids_to_tokens(prompt[QUERIES + 1]) == MARK) == (size == 60)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_first_token_of_an_answer_is_not_lost(marks, answer):
+    """By a model that says what it was told to, asked at once and piece by piece."""
+    processor = marking(marks)
+    model = DeltaVLMForConditionalGeneration(
+        tiny_config(bos_token_id=END, eos_token_id=END, pad_token_id=END)
+    ).eval()
+    told: list[int] = []
+
+    def speak(_, __, logits):
+        return torch.zeros_like(logits).index_fill(-1, torch.tensor(told.pop(0)), 1.0)
+
+    model.lm_head.register_forward_hook(speak)
+    captioner = ChangeCaptioner(model, processor, name="told")
+    chat = captioner.chat(*random_pair(0))
+    for _ in range(2):
+        told[:] = processor.answer_ids(answer)
+        assert chat.ask("What difference happened?").text == answer and told == []
+        told[:] = processor.answer_ids(answer)
+        assert "".join(chat.stream("What difference happened?")) == answer and told == []
+    told[:] = processor.answer_ids(answer)
+    inputs = processor(images=random_pair(0), text="What difference happened?")
+    out = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(out, skip_special_tokens=True) == answer and told == []
