@@ -212,7 +212,7 @@ class TrainConfig:
     deepspeed: Path | None = None
     """A DeepSpeed JSON, such as scripts/deepspeed/zero2.json."""
     training_arguments: dict[str, Any] = field(default_factory=dict)
-    """Any other field of transformers' TrainingArguments (fsdp, ddp_timeout, run_name, ...)."""
+    """Any other field of transformers' TrainingArguments (ddp_timeout, run_name, ...)."""
 
     # on the way
     evaluation: EvaluationConfig | None = None

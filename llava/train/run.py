@@ -85,6 +85,11 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
     }
     if unknown := sorted(set(run.training_arguments) - known):
         raise ConfigError(f"training_arguments: transformers' TrainingArguments have no {', '.join(unknown)}")
+    if sharding := sorted(name for name in run.training_arguments if name.startswith("fsdp")):
+        raise ConfigError(
+            f"training_arguments: {', '.join(sharding)}: weights are spread over GPUs by DeepSpeed here, not by FSDP; "
+            "set deepspeed: scripts/deepspeed/zero3.json"
+        )
     if double := sorted(set(run.training_arguments) & set(settings)):
         raise ConfigError(
             f"training_arguments: {', '.join(double)} is set by a field of the run itself; set it there"

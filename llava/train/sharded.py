@@ -78,11 +78,11 @@ def _free_port() -> int:
 
 
 def kind(arguments: TrainingArguments) -> str:
-    """How a run's state is spread: "plain", "zero0" to "zero3" or "fsdp". No kind reads another's checkpoints."""
+    """How a run's state is spread: "plain", or "zero0" to "zero3". No kind reads another's checkpoints."""
     told: Any = getattr(arguments, "hf_deepspeed_config", None)
     if told is not None:
         return f"zero{told.get_value('zero_optimization.stage', 0)}"
-    return "fsdp" if arguments.fsdp else "plain"
+    return "plain"
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -372,6 +372,8 @@ def test_settings_of_the_trainer_are_handed_on_and_checked(make_run: Make):
     assert (arguments.adam_beta2, arguments.run_name) == (0.98, "x")
     with pytest.raises(ConfigError, match="have no speed"):
         running.training_arguments(make_run(training_arguments={"speed": 1}))
+    with pytest.raises(ConfigError, match="by DeepSpeed here, not by FSDP"):
+        running.training_arguments(make_run(training_arguments={"fsdp": True, "fsdp_config": {"version": 2}}))
     with pytest.raises(ConfigError, match="learning_rate is set by a field of the run"):
         running.training_arguments(make_run(training_arguments={"learning_rate": 1}))
 
