@@ -1,10 +1,13 @@
-"""A small DeltaVLM to start from: the tower and the language model of `tiny-base`, a new Q-Former between them.
+"""What the small models of benchmarks/six_tasks.py start from: `tiny-base` with a finer grid, in both families.
 
-    python benchmarks/tiny_delta.py --fusion csrm --out runs/tiny_delta
+    python benchmarks/six_start.py --family change --out runs/start
+    python benchmarks/six_start.py --family delta --fusion csrm --out runs/start_delta
 
-Both small families then begin with the same words and the same eyes. The tower goes from SigLIP's layout to
-InstructBLIP's: its key biases, which shift all of a softmax alike, go; the pixel statistics move into the patch
-weights; a class token is new.
+Patches are made smaller, 16 pixels of 192 in place of 24: 12 x 12 of them, four for a third of a side, so that a cell
+of a 3 x 3 grid is whole patches. Their weights and the codes of their places are interpolated. A DeltaVLM has the same
+tower and language model with a new Q-Former between them, so both begin with the same eyes and the same words. The
+tower goes from SigLIP's layout to InstructBLIP's: its key biases, which shift all of a softmax alike, go; the pixel
+statistics move into the patch weights; a class token is new.
 """
 
 import argparse
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -20,7 +24,10 @@ from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
+from llava.model.processing import ChangeVLMProcessor
 
+PATCH = 16
+EMBEDDINGS = "model.vision_tower.encoder.embeddings."
 QFORMER = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
@@ -30,6 +37,30 @@ QFORMER = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+
+
+def finer(patch: int = PATCH) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+    """`tiny-base` with other patches, in float32."""
+    folder = built_in_path("tiny-base")
+    base = ChangeVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    weights = dict(base.state_dict())
+    config = base.config
+    before, old = config.grid, int(config.vision_config.patch_size)
+    config.vision_config.patch_size = patch
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    kernel, codes = (EMBEDDINGS + name for name in ("patch_embedding.weight", "position_embedding.weight"))
+    # an even colour gives what it gave
+    smaller = F.interpolate(weights[kernel], size=(patch, patch), mode="bilinear", antialias=True)
+    weights[kernel] = smaller * (old / patch) ** 2
+    places = weights[codes].T.view(1, -1, before, before)  # [1, D, 8, 8]
+    places = F.interpolate(places, size=(config.grid, config.grid), mode="bicubic", align_corners=False)
+    weights[codes] = places.flatten(2)[0].T
+    model = ChangeVLMForConditionalGeneration(config)
+    model.load_state_dict(weights)
+    held = ChangeVLMProcessor.from_pretrained(folder)
+    processor = ChangeVLMProcessor.for_config(config, tokenizer)
+    processor.chat_template = held.chat_template
+    return model, processor
 
 
 def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
@@ -60,11 +91,12 @@ def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return weights
 
 
-def build(fusion: dict[str, Any], seed: int) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
+def build_delta(
+    fusion: dict[str, Any], seed: int
+) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
     """The model with its processor; everything in it may learn."""
-    folder = built_in_path("tiny-base")
-    base = ChangeVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base, words = finer()
+    tokenizer = words.tokenizer
     held: Any = base.config
     vision = held.vision_config
     config = DeltaVLMConfig(
@@ -106,12 +138,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--family", choices=("change", "delta"), required=True)
     parser.add_argument(
-        "--fusion", default="csrm", help="csrm, csrm_paper, concat, ... (default: %(default)s)"
+        "--fusion", default="csrm", help="of delta: csrm, csrm_paper, concat, ... (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is new (default: %(default)s)")
     args = parser.parse_args()
-    model, processor = build({"kind": args.fusion}, args.seed)
+    model: Any
+    processor: Any
+    if args.family == "change":
+        model, processor = finer()
+    else:
+        model, processor = build_delta({"kind": args.fusion}, args.seed)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")

@@ -1,4 +1,4 @@
-"""`llava data`: published corpora to records and on to other trainers, all faults of a corpus, what a list holds."""
+"""`llava data`: published corpora to records and on to other trainers, faults of a corpus, what a list holds; splits."""
 
 import argparse
 import os
@@ -19,6 +19,7 @@ examples:
   llava data convert levir-cc LEVIR-CC --out LEVIR-CC/{split}.jsonl           a file for each split
   llava data check LEVIR-CC/train.jsonl --test LEVIR-CC/test.jsonl            every record and image, and leaks
   llava data show LEVIR-CC/test.jsonl --sheet sheet.png                       numbers, and a picture of some pairs
+  llava data split chat/train.jsonl --hold-out 5% --out chat/{split}.jsonl    pairs to choose the best checkpoint by
   llava data export LEVIR-CC/train.jsonl swift.jsonl --form messages          records for another trainer
 
 exit status: 0 done and nothing wrong, 1 faults, 2 wrong usage, 130 interrupted"""
@@ -87,6 +88,17 @@ examples:
         "change": {"file_name": "factory.json", "formatting": "sharegpt",
                    "columns": {"messages": "conversations", "images": "images"}}"""
 
+SPLIT = """\
+Hold out pairs of a list whose corpus has no validation split. All records of a pair go together, and so do pairs that
+share an image."""
+
+SPLIT_EXAMPLES = """\
+examples:
+  llava data split chat.jsonl --hold-out 5% --out chat_{split}.jsonl      chat_train.jsonl and chat_val.jsonl
+  llava data split chat.jsonl --hold-out 0.1 --seed 1 --out {split}.jsonl
+
+The draw depends on the seed and the uids alone; a larger share holds a smaller one."""
+
 SHOW = """\
 What record files or a mixture hold: pairs, share of change, captions and their lengths, words, image sizes; and a
 contact sheet."""
@@ -115,6 +127,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_check(actions)
     _add_show(actions)
     _add_export(actions)
+    _add_split(actions)
     parser.set_defaults(run=run)
 
 
@@ -273,9 +286,23 @@ def _add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
+def _add_split(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "split", "hold out pairs of a list", SPLIT, SPLIT_EXAMPLES)
+    parser.add_argument("file", type=Path, metavar="FILE", help="records (JSON, JSON Lines)")
+    parser.add_argument(
+        "--hold-out", required=True, metavar="SHARE", help="of the pairs, such as 5%% or 0.05, at least"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="with {split}, which becomes train and val"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
 def run(args: argparse.Namespace) -> int:
-    """Carry out one of the four; returns the exit status."""
-    return {"convert": _convert, "check": _check, "show": _show, "export": _export}[args.action](args)
+    """Carry out one of the five; returns the exit status."""
+    actions = {"convert": _convert, "check": _check, "show": _show, "export": _export, "split": _split}
+    return actions[args.action](args)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -383,6 +410,24 @@ def _export(args: argparse.Namespace) -> int:
         args.file, args.out, args.form, question=question, images=args.images, overwrite=args.overwrite
     )
     print(f"{args.out}: {count} entries", file=sys.stderr)
+    return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    from llava.data.split import split
+    from llava.errors import ConfigError
+
+    text = args.hold_out.strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ConfigError(f"--hold-out {args.hold_out!r}: a share such as 5% or 0.05 is needed") from None
+    if "{split}" not in args.out.name:
+        raise ConfigError(f"--out {args.out}: its name needs {{split}}, which becomes train and val")
+    train, val = (args.out.with_name(args.out.name.replace("{split}", name)) for name in ("train", "val"))
+    counts = split(args.file, train, val, share, seed=args.seed, overwrite=args.overwrite)
+    for path, count in zip((train, val), counts, strict=True):
+        print(f"{path}: {count} records", file=sys.stderr)
     return 0
 
 
