@@ -1,4 +1,4 @@
-"""`llava data`: published corpora to records and on to other trainers, faults of a corpus, what a list holds; splits."""
+"""`llava data`: published corpora to records and to other trainers, faults of a corpus, what a list holds, splits."""
 
 import argparse
 import os
