@@ -1,16 +1,20 @@
-"""What the small models of benchmarks/six_tasks.py start from: `tiny-base` with a finer grid, in both families.
+"""What the small models of benchmarks/six_tasks.py start from: `tiny-base`, in both families, made fit for six tasks.
 
-    python benchmarks/six_start.py --family change --out runs/start
-    python benchmarks/six_start.py --family delta --fusion csrm --out runs/start_delta
+    python benchmarks/six_start.py --family change --words tasks/train.jsonl --out runs/start
+    python benchmarks/six_start.py --family delta --fusion csrm --words tasks/train.jsonl --out runs/start_delta
 
-Patches are made smaller, 16 pixels of 192 in place of 24: 12 x 12 of them, four for a third of a side, so that a cell
-of a 3 x 3 grid is whole patches. Their weights and the codes of their places are interpolated. A DeltaVLM has the same
-tower and language model with a new Q-Former between them, so both begin with the same eyes and the same words. The
-tower goes from SigLIP's layout to InstructBLIP's: its key biases, which shift all of a softmax alike, go; the pixel
-statistics move into the patch weights; a class token is new.
+- Patches are smaller, 16 pixels of 192 in place of 24: 12 x 12 of them, four for a third of a side, so that a cell of a
+  3 x 3 grid is whole patches. Their weights and the codes of their places are interpolated.
+- The tokenizer is trained on the questions and answers too, which `tiny-base` would spell. Words that both know keep
+  their embedding; any other gets the mean of the old pieces that spell it.
+- A DeltaVLM has the same tower and language model with a new Q-Former between them, so both families begin with the
+  same eyes and the same words. The tower goes from SigLIP's layout to InstructBLIP's: its key biases, which shift all
+  of a softmax alike, go; the pixel statistics move into the patch weights; a class token is new.
 """
 
 import argparse
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,18 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from llava.assets import built_in_path
+from llava.data.record import parse_record
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
-from llava.model.processing import ChangeVLMProcessor
+from llava.model.processing import ChangeVLMProcessor, add_image_token
+from llava.train.tokenizer import train_tokenizer
 
 PATCH = 16
+VOCABULARY = 1200
+READ = 9000
+"""Records whose words make the tokenizer: a thousand pairs."""
 EMBEDDINGS = "model.vision_tower.encoder.embeddings."
 QFORMER = {
     "hidden_size": 128,
@@ -39,15 +48,24 @@ QFORMER = {
 }
 
 
-def finer(patch: int = PATCH) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
-    """`tiny-base` with other patches, in float32."""
+def words_of(path: Path) -> list[str]:
+    """Captions, questions and answers of the first records of a file."""
+    texts: list[str] = []
+    with path.open(encoding="utf-8") as lines:
+        for line in islice(lines, READ):
+            record = parse_record(json.loads(line), str(path))
+            texts += [*record.change_caption, *(text for turn in record.conversation for text in turn)]
+    return texts
+
+
+def start(words: Path, patch: int = PATCH) -> tuple[ChangeVLMForConditionalGeneration, ChangeVLMProcessor]:
+    """`tiny-base` with other patches and other words, in float32."""
     folder = built_in_path("tiny-base")
     base = ChangeVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     weights = dict(base.state_dict())
-    config = base.config
+    config: Any = base.config
     before, old = config.grid, int(config.vision_config.patch_size)
     config.vision_config.patch_size = patch
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     kernel, codes = (EMBEDDINGS + name for name in ("patch_embedding.weight", "position_embedding.weight"))
     # an even colour gives what it gave
     smaller = F.interpolate(weights[kernel], size=(patch, patch), mode="bilinear", antialias=True)
@@ -55,12 +73,31 @@ def finer(patch: int = PATCH) -> tuple[ChangeVLMForConditionalGeneration, Change
     places = weights[codes].T.view(1, -1, before, before)  # [1, D, 8, 8]
     places = F.interpolate(places, size=(config.grid, config.grid), mode="bicubic", align_corners=False)
     weights[codes] = places.flatten(2)[0].T
+
+    known = AutoTokenizer.from_pretrained(folder)
+    tokenizer = train_tokenizer(words_of(words), VOCABULARY)
+    config.image_token_id = add_image_token(tokenizer)
+    config.text_config.vocab_size = len(tokenizer)
+    for held in (config, config.text_config):
+        held.eos_token_id, held.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    name = "model.language_model.embed_tokens.weight"
+    weights[name] = reworded(weights[name], known, tokenizer)
+    weights["lm_head.weight"] = weights[name]
     model = ChangeVLMForConditionalGeneration(config)
     model.load_state_dict(weights)
-    held = ChangeVLMProcessor.from_pretrained(folder)
     processor = ChangeVLMProcessor.for_config(config, tokenizer)
-    processor.chat_template = held.chat_template
+    processor.chat_template = ChangeVLMProcessor.from_pretrained(folder).chat_template
     return model, processor
+
+
+def reworded(rows: Tensor, known: Any, tokenizer: Any) -> Tensor:
+    """Embeddings [V, H] of one byte-level vocabulary for another, [V', H]."""
+    places, units = known.get_vocab(), known.backend_tokenizer.model
+    found = []
+    for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        pieces = [places[token]] if token in places else [piece.id for piece in units.tokenize(token)]
+        found.append(rows[pieces].mean(0))
+    return torch.stack(found)
 
 
 def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
@@ -91,12 +128,12 @@ def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return weights
 
 
-def build_delta(
-    fusion: dict[str, Any], seed: int
+def delta(
+    words: Path, fusion: dict[str, Any], seed: int
 ) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
     """The model with its processor; everything in it may learn."""
-    base, words = finer()
-    tokenizer = words.tokenizer
+    base, processor = start(words)
+    tokenizer = processor.tokenizer
     held: Any = base.config
     vision = held.vision_config
     config = DeltaVLMConfig(
@@ -138,6 +175,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--words", type=Path, required=True, help="records (JSON Lines) to take words from")
     parser.add_argument("--family", choices=("change", "delta"), required=True)
     parser.add_argument(
         "--fusion", default="csrm", help="of delta: csrm, csrm_paper, concat, ... (default: %(default)s)"
@@ -147,9 +185,9 @@ def main() -> None:
     model: Any
     processor: Any
     if args.family == "change":
-        model, processor = finer()
+        model, processor = start(args.words)
     else:
-        model, processor = build_delta({"kind": args.fusion}, args.seed)
+        model, processor = delta(args.words, {"kind": args.fusion}, args.seed)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")

@@ -4,7 +4,7 @@
 
 The world of roads and buildings (`llava synth --layout tasks`): every run reads the same pairs as often, each once with
 all its captions and questions. DeltaVLM starts from the tower and the language model that ChangeVLM starts from
-(benchmarks/tiny_delta.py). ChangeVLM also learns the change masks (with a fusion) and where each patch stands
+(benchmarks/six_start.py). ChangeVLM also learns the masks of roads and buildings and where each patch stands
 (llava/train/auxiliary.py), which DeltaVLM has no place for. Trivial answers, and the same model with every pair's
 images replaced by another pair's, stand beside.
 """
@@ -32,18 +32,23 @@ class Kind:
 
     name: str
     family: str
-    fusion: dict[str, Any] | None
-    settings: tuple[str, ...] = ()
-    """Of its training, on top of the config's."""
+    fusion: str | None
+    """Of a DeltaVLM's start; a ChangeVLM gets the config's, or none."""
+
+    @property
+    def settings(self) -> list[str]:
+        """Of its training, on top of the config's."""
+        if self.family == "delta":
+            return ["fusion=keep", "mask_weight=0", "mask_levels=[]", "place_weight=0"]
+        return [] if self.fusion else ["fusion=null"]
 
 
-_DIFFERENCE = {"kind": "difference", "depth": 1, "head_dim": 32, "mlp_dim": 256, "map_head": True}
 KINDS = (
-    Kind("ChangeVLM, difference", "change", _DIFFERENCE, ("mask_weight=5.0", "place_weight=0.5")),
-    Kind("ChangeVLM, none", "change", None, ("place_weight=0.5",)),
-    Kind("DeltaVLM, csrm", "delta", {"kind": "csrm"}),
-    Kind("DeltaVLM, csrm_paper", "delta", {"kind": "csrm_paper"}),
-    Kind("DeltaVLM, concat", "delta", {"kind": "concat"}),
+    Kind("ChangeVLM, difference", "change", "difference"),
+    Kind("ChangeVLM, none", "change", None),
+    Kind("DeltaVLM, csrm", "delta", "csrm"),
+    Kind("DeltaVLM, csrm_paper", "delta", "csrm_paper"),
+    Kind("DeltaVLM, concat", "delta", "concat"),
 )
 COLUMNS: dict[str, tuple[str, str, str]] = {
     "binary accuracy": ("binary", "answers", "accuracy"),
@@ -99,21 +104,13 @@ def run(out: Path, kind: Kind, seed: int, threads: int, settings: list[str]) -> 
 
         data = out / "data"
         words = ["--config", str(CONFIG), f"data={data / 'train.jsonl'}", f"output_dir={folder / 'model'}"]
+        start = folder / "start"
+        words.append(f"model={start}")
+        made = ["--family", kind.family, "--words", str(data / "train.jsonl"), "--out", str(start)]
         if kind.family == "delta":
-            start = folder / "start"
-            if not (start / "processor_config.json").is_file():
-                where = [
-                    "--out",
-                    str(start),
-                    "--seed",
-                    str(seed),
-                    "--fusion",
-                    str((kind.fusion or {})["kind"]),
-                ]
-                call(str(HERE / "tiny_delta.py"), *where)
-            words.append(f"model={start}")
-        else:
-            words.append(f"fusion={json.dumps(kind.fusion)}")
+            made += ["--seed", str(seed), "--fusion", str(kind.fusion)]
+        if not (start / "processor_config.json").is_file():
+            call(str(HERE / "six_start.py"), *made)
         call("-m", "llava.train", *words, f"seed={seed}", *kind.settings, *settings)
         for name, more in (("own", []), ("shuffled", ["--shuffle-images"])):
             if not (folder / name / "metrics.json").is_file():
@@ -135,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS])
     parser.add_argument("--train", type=int, default=4000, help="pairs to learn from (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=500, help="held-out pairs (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=300, help="held-out pairs (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="other training settings")
     parser.add_argument(
         "--parallel", type=int, default=2, help="runs at once, each on its share of the cores"

@@ -285,7 +285,7 @@ class PairDataset(Dataset[Sample]):
             places = places.repeat(counts)
             branch = np.arange(len(places)) - (counts.cumsum() - counts).repeat(counts)
             return np.stack([places, places + 1, branch, branch + 1], 1)
-        self._order, edges = _groups(_pair_codes(self.records))
+        self._order, edges = _groups(pair_codes(self.records))
         totals = np.add.reduceat(counts[self._order], edges[:-1]) if len(counts) else counts
         most = np.add.reduceat(bounds[self._order], edges[:-1]) if len(counts) else bounds
         most += self.encoder.start
@@ -310,7 +310,7 @@ class PairDataset(Dataset[Sample]):
         return np.array([[first, last, a, b] for a, b in zip(starts, [*starts[1:], count], strict=True)])
 
 
-def _pair_codes(records: Sequence[Record]) -> NDArray[np.int64]:
+def pair_codes(records: Sequence[Record]) -> NDArray[np.int64]:
     """[R], equal for records of one listing with the same two images; a record that comes again is of another one."""
     own = getattr(records, "pair_codes", None)
     if own is not None:

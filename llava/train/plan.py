@@ -3,10 +3,12 @@
 import math
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from llava.config import to_yaml
+from llava.data.dataset import pair_codes
 from llava.errors import LlavaError
 from llava.family import AnyConfig, family_of
 from llava.model.configuration import ChangeVLMConfig
@@ -35,14 +37,19 @@ def plan(run: TrainConfig, processes: int = 1, first: TrainConfig | None = None)
     texts = sum(
         len(r.change_caption) + (len(r.conversation) if each else bool(r.conversation)) for r in records
     )
-    rounds = texts / len(records) if run.captions == "all" else 1.0
-    samples = len(records) if run.one_pass else round(len(records) * rounds)
+    if run.captions != "all":
+        samples, rounds = len(records), 1.0
+    elif run.one_pass:  # of one pair, whatever is asked of it
+        samples = len(np.unique(pair_codes(records)))
+        rounds = texts / samples
+    else:
+        samples, rounds = texts, 1.0
     sections = [
         ("config", to_yaml(run).rstrip()),
         ("data", data),
         ("parameters", _parameters(run, trained)),
         ("steps", _steps(run, samples, processes)),
-        ("memory", _memory(run, config, trained, processes, rounds if run.one_pass else 1.0)),
+        ("memory", _memory(run, config, trained, processes, rounds)),
     ]
     if run.evaluation is not None:
         sections.insert(2, ("evaluation", _evaluation(run)))

@@ -176,6 +176,22 @@ def test_rounds_are_samples_of_their_own_where_that_is_asked_for(
     assert len(drawn) == 8 and asked == {tuple(data[i].prompt) for i in (4, 5, 6)}
 
 
+@pytest.mark.parametrize(
+    ("fields", "samples"), [({}, 5), ({"one_pass": False}, 11), ({"captions": "random"}, 8)], ids=str
+)
+def test_the_plan_counts_the_samples_that_there_are(
+    fields: dict[str, Any], samples: int, make_run: Make, folder: Path
+) -> None:
+    run = make_run(**fields)
+    _, processor = tiny_model()
+    data = PairDataset(
+        read_records(run.data), folder, processor, captions=run.captions, one_pass=run.one_pass
+    )  # type: ignore[arg-type]
+    steps = -(-samples // 2)
+    assert len(data) == samples
+    assert f"{samples} samples, {steps} steps an epoch, {2 * steps} steps in all" in plan(run)
+
+
 def test_one_pass_has_the_loss_and_the_gradients_of_separate_samples(folder: Path) -> None:
     model, processor = tiny_model(fusion=FUSIONS["csrm"])
     told = read_records(folder / "data.json")
