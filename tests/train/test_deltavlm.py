@@ -438,12 +438,16 @@ def torchrun(processes: int, config: Path) -> None:
     assert told.returncode == 0, told.stderr[-3000:]
 
 
-def test_two_processes_learn_what_one_does(make_run: Make, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spread", [None, "zero2", "zero3"])
+def test_two_processes_learn_what_one_does(
+    spread: str | None, make_run: Make, folder: Path, tmp_path: Path
+) -> None:
     """Five pairs with unequal numbers of questions on two ranks: the last batch of one of them is a filler."""
+    deepspeed = None if spread is None else str(ROOT / f"scripts/deepspeed/{spread}.json")
     # plain descent: Adam would make much of the rounding of gradients that are zero, such as those of keys' biases
     still = {"model": str(folder / "still"), "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05}
     one = make_run("one", per_device_train_batch_size=2, **still)
-    two = make_run("two", per_device_train_batch_size=1, **still)
+    two = make_run("two", per_device_train_batch_size=1, **still, deepspeed=deepspeed)
     train(one)
     (tmp_path / "two.yaml").write_text(two.to_yaml())
     torchrun(2, tmp_path / "two.yaml")
