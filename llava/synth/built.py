@@ -13,7 +13,7 @@ from llava.synth.ground import MIDDLES, Ground
 from llava.synth.scene import COLOURS, PLACES, Change, Presence, Thing, cells_of
 from llava.synth.shapes import TURNS, UNITS, Arc, Blob, Block, Line, coarse
 
-VERSION = 1
+VERSION = 2
 """Goes up when a pair of the same number changes in this world alone."""
 
 GAP = 9
@@ -36,13 +36,13 @@ RECIPES = (
     Recipe((1, 1), (0, 0)),
     Recipe((2, 3), (0, 0)),
     Recipe((0, 0), (1, 1)),
-    Recipe((0, 0), (2, 4)),
-    Recipe((0, 0), (5, 8)),
-    Recipe((0, 0), (9, 12)),
+    Recipe((0, 0), (1, 1)),
+    Recipe((0, 0), (2, 3)),
+    Recipe((0, 0), (4, 6)),
+    Recipe((0, 0), (7, 12)),
     Recipe((1, 1), (1, 1)),
-    Recipe((1, 1), (2, 6)),
-    Recipe((2, 3), (1, 4)),
-    Recipe((1, 2), (5, 12)),
+    Recipe((1, 1), (2, 4)),
+    Recipe((2, 3), (1, 3)),
 )
 """Each comes once in as many changed pairs, in an order of its own."""
 
@@ -266,9 +266,13 @@ def _half_sizes(dice: Dice, subject: str, count: int, small: bool) -> tuple[int,
     if subject == "building":
         return dice.between(14, 28), dice.between(12, 18)
     if count == 1:
-        return dice.between(10, 14), dice.between(8, 12)
+        return dice.between(12, 16), dice.between(11, 14)
+    if count <= 3:
+        return dice.between(12, 14), dice.between(10, 12)
     return (
-        (dice.between(9, 12), dice.between(7, 9)) if count <= 6 else (dice.between(8, 9), dice.between(6, 7))
+        (dice.between(10, 12), dice.between(8, 10))
+        if count <= 6
+        else (dice.between(8, 9), dice.between(6, 7))
     )
 
 
