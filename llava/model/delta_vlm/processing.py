@@ -214,14 +214,15 @@ class DeltaVLMProcessor(ProcessorMixin):
             most: leave out the oldest tokens of the history where the prompt has more than this; the question stays.
         """
         prompt = self.prompt(question, history)
-        encoded: Any = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = encoded["input_ids"]
+        ids: list[int] = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
         first = [] if self.bos_token_id is None else [self.bos_token_id]
         if most is not None and len(first) + len(ids) > most:
-            offsets = encoded["offset_mapping"]
-            # from its word-start mark on, which ends where the question begins if it is a token of its own
-            asked = next(i for i, (_, end) in enumerate(offsets) if end >= prompt.start)
-            ids = ids[min(asked, len(ids) - max(0, most - len(first))) :]
+            room = most - len(first)
+            # as it is without a history, with the word-start mark that a tokenizer may put before it
+            alone: list[int] = self.tokenizer(prompt.text[prompt.start :], add_special_tokens=False)[
+                "input_ids"
+            ]
+            ids = ids[len(ids) - room :] if len(alone) < room else alone
         return [self.image_token_id] * self.num_query_tokens + first + ids
 
     def answer_ids(self, answer: str) -> list[int]:

@@ -47,6 +47,7 @@ def _item(
     mask: str | None = None,
     conversation: tuple[tuple[str, str], ...] = (),
     task: str | None = None,
+    asked: str | None = None,
 ) -> Item:
     return Item(
         Record(
@@ -60,6 +61,7 @@ def _item(
             task=task,
         ),
         split,
+        asked,
     )
 
 
@@ -312,6 +314,7 @@ def _changechat_train() -> Corpus:
             ("a road appears", "there is a road"),
             True,
             task="caption",
+            asked=ASK,
         ),
     ]
     file = "changechat_105k_train.json"
