@@ -1,12 +1,15 @@
 """What the small models of benchmarks/six_tasks.py start from: `tiny-base`, in both families, made fit for six tasks.
 
-    python benchmarks/six_start.py --family change --words tasks/train.jsonl --out runs/start
-    python benchmarks/six_start.py --family delta --fusion csrm --words tasks/train.jsonl --out runs/start_delta
+    python benchmarks/six_start.py --words tasks/train.jsonl --out runs/start
+    python benchmarks/six_start.py --delta csrm --base runs/start --out runs/start_delta
 
 - Patches are smaller, 16 pixels of 192 in place of 24: 12 x 12 of them, four for a third of a side, so that a cell of a
   3 x 3 grid is whole patches. Their weights and the codes of their places are interpolated.
 - The tokenizer is trained on the questions and answers too, which `tiny-base` would spell. Words that both know keep
   their embedding; any other gets the mean of the old pieces that spell it.
+- The tower then looks at single images of the world of roads and buildings, as `tiny-base` did at those of the other:
+  heads that are thrown away tell roads and buildings apart four by four pixels at a time, mark the middles of
+  buildings, and say where each patch stands. It sees no pair, no question and no scene of the training or test data.
 - A DeltaVLM has the same tower and language model with a new Q-Former between them, so both families begin with the
   same eyes and the same words. The tower goes from SigLIP's layout to InstructBLIP's: its key biases, which shift all
   of a softmax alike, go; the pixel statistics move into the patch weights; a class token is new.
@@ -14,22 +17,31 @@
 
 import argparse
 import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from llava.assets import built_in_path
+from llava.data.conversation import PAIR_INTRODUCTION, QUESTION
 from llava.data.record import parse_record
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
 from llava.model.processing import ChangeVLMProcessor, add_image_token
+from llava.synth import CLASSES, World
 from llava.train.tokenizer import train_tokenizer
 
 PATCH = 16
@@ -48,9 +60,14 @@ QFORMER = {
 }
 
 
+AROUND = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", PAIR_INTRODUCTION + QUESTION)
+"""What the chat templates of both families, and the question for a caption, put around the words of records."""
+AROUND_DELTA = "Question: Answer:"
+
+
 def words_of(path: Path) -> list[str]:
-    """Captions, questions and answers of the first records of a file."""
-    texts: list[str] = []
+    """Captions, questions and answers of the first records of a file, and what stands around them."""
+    texts = [*AROUND, AROUND_DELTA] * 20
     with path.open(encoding="utf-8") as lines:
         for line in islice(lines, READ):
             record = parse_record(json.loads(line), str(path))
@@ -88,6 +105,126 @@ def start(words: Path, patch: int = PATCH) -> tuple[ChangeVLMForConditionalGener
     processor = ChangeVLMProcessor.for_config(config, tokenizer)
     processor.chat_template = ChangeVLMProcessor.from_pretrained(folder).chat_template
     return model, processor
+
+
+@dataclass
+class View:
+    """A single image and what is to be seen in it."""
+
+    pixels: np.ndarray
+    """uint8 [3, S, S]"""
+    shares: np.ndarray
+    """Of roads and of buildings, of 255: uint8 [2, 4 g, 4 g] for g x g patches."""
+    middles: np.ndarray
+    """In which patches a building has its middle: uint8 [g, g]."""
+
+
+FINE = 4
+"""Fields that a patch is told apart into, each way."""
+SCENES_SEED = 9000
+"""Of the world that the tower looks at: no scene is one of the data."""
+BUILDINGS = ("house", "building")
+
+
+def views_of(task: tuple[int, int, int, int]) -> list[View]:
+    """Both dates of some pairs: (first pair, past the last, image size, g)."""
+    start, stop, size, grid = task
+    found = []
+    wanted = [[CLASSES.index("road")], [CLASSES.index(name) for name in BUILDINGS]]
+    side = FINE * grid
+    for pair in World(seed=SCENES_SEED, split="train", changes="built").pairs(start, stop):
+        dates: tuple[tuple[Any, np.ndarray, np.ndarray], ...] = (
+            ("before", pair.before, pair.classes_before),
+            ("after", pair.after, pair.classes_after),
+        )
+        for date, pixels, classes in dates:
+            small = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+            shares = [
+                Image.fromarray(np.isin(classes, names) * np.uint8(255)).resize(
+                    (side, side), Image.Resampling.BOX
+                )
+                for names in wanted
+            ]
+            middles = np.zeros((grid, grid), np.uint8)
+            for thing in pair.instances:
+                if thing.name in BUILDINGS and thing.presence in (date, "both"):
+                    x0, y0, x1, y1 = thing.box
+                    middles[(y0 + y1) * grid // (2 * len(pixels)), (x0 + x1) * grid // (2 * len(pixels))] = 1
+            found.append(View(small.transpose(2, 0, 1), np.stack([np.asarray(x) for x in shares]), middles))
+    return found
+
+
+class Eyes(nn.Module):
+    """The heads on a tower's patches [M, N, D], and their loss."""
+
+    def __init__(self, width: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.shares = nn.Linear(width, 2 * FINE**2)
+        self.middle = nn.Linear(width, 1)
+        self.place = nn.Linear(width, 2 * grid)
+
+    def forward(self, patches: Tensor, shares: Tensor, middles: Tensor) -> dict[str, Tensor]:
+        """Losses for shares [M, 2, 4 g, 4 g] and middles [M, g, g], 0 .. 1."""
+        grid, n = self.grid, self.grid**2
+        told = shares.unflatten(3, (grid, FINE)).unflatten(2, (grid, FINE))  # [M, 2, g, 4, g, 4]
+        told = told.permute(0, 2, 4, 1, 3, 5).reshape(len(shares), n, -1)  # [M, N, 32]
+        index = torch.arange(n)
+        where = torch.stack([index // grid, index % grid], 1).expand(len(shares), n, 2)
+        places = self.place(patches).unflatten(-1, (2, grid))
+        return {
+            "shares": F.binary_cross_entropy_with_logits(self.shares(patches), told),
+            "middles": F.binary_cross_entropy_with_logits(self.middle(patches)[..., 0], middles.flatten(1)),
+            "places": F.cross_entropy(places.flatten(0, 2), where.flatten()),
+        }
+
+
+WEIGHTS = {"shares": 4.0, "middles": 4.0, "places": 0.2}
+
+
+def look(model: ChangeVLMForConditionalGeneration, pairs: int, epochs: int, workers: int, seed: int) -> None:
+    """Train the tower on both dates of so many pairs."""
+    config: Any = model.config
+    grid, size, width = config.grid, config.vision_config.image_size, config.vision_config.hidden_size
+    began, step = time.monotonic(), 50
+    tasks = [(first, min(first + step, pairs), size, grid) for first in range(0, pairs, step)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        views = [view for part in pool.map(views_of, tasks) for view in part]
+    print(f"{len(views)} images in {time.monotonic() - began:.0f} s", flush=True)
+    torch.manual_seed(seed)
+    tower, heads = model.model.vision_tower, Eyes(width, grid)
+    learned = [*tower.parameters(), *heads.parameters()]
+    batch = 32
+    steps = len(views) // batch * epochs
+    optimizer = torch.optim.AdamW(learned, lr=1e-3, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
+    began, sums = time.monotonic(), dict.fromkeys(WEIGHTS, 0.0)
+    tower.train()
+    for number, chosen in enumerate(batches(len(views), batch, epochs, seed), 1):
+        drawn = [views[i] for i in chosen]
+        pixels = torch.from_numpy(np.stack([view.pixels for view in drawn])).float().div_(127.5).sub_(1)
+        shares = torch.from_numpy(np.stack([view.shares for view in drawn])).float() / 255
+        middles = torch.from_numpy(np.stack([view.middles for view in drawn])).float()
+        losses = heads(tower(pixels)[-1], shares, middles)
+        sum((WEIGHTS[name] * loss for name, loss in losses.items()), torch.zeros(())).backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        for name, loss in losses.items():
+            sums[name] += loss.item()
+        if number % 100 == 0 or number == steps:
+            mean = "  ".join(f"{name} {value / (number % 100 or 100):.4f}" for name, value in sums.items())
+            rate = number * batch / (time.monotonic() - began)
+            print(f"step {number}/{steps}  {mean}  {rate:.1f} images/s", flush=True)
+            sums = dict.fromkeys(WEIGHTS, 0.0)
+
+
+def batches(count: int, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices, every one once an epoch but for the last few."""
+    dice = np.random.default_rng(seed)
+    for _ in range(epochs):
+        yield from dice.permutation(count)[: count // size * size].reshape(-1, size)
 
 
 def reworded(rows: Tensor, known: Any, tokenizer: Any) -> Tensor:
@@ -129,10 +266,11 @@ def tower_weights(siglip: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def delta(
-    words: Path, fusion: dict[str, Any], seed: int
+    folder: Path, fusion: dict[str, Any], seed: int
 ) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
-    """The model with its processor; everything in it may learn."""
-    base, processor = start(words)
+    """The model with its processor, from what `start` made and the tower has seen; everything in it may learn."""
+    base: Any = ChangeVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    processor = ChangeVLMProcessor.from_pretrained(folder)
     tokenizer = processor.tokenizer
     held: Any = base.config
     vision = held.vision_config
@@ -175,19 +313,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--words", type=Path, required=True, help="records (JSON Lines) to take words from")
-    parser.add_argument("--family", choices=("change", "delta"), required=True)
+    parser.add_argument("--words", type=Path, help="records (JSON Lines) to take words from")
     parser.add_argument(
-        "--fusion", default="csrm", help="of delta: csrm, csrm_paper, concat, ... (default: %(default)s)"
+        "--pairs", type=int, default=6000, help="whose images the tower sees (default: %(default)s)"
     )
+    parser.add_argument("--epochs", type=int, default=8, help="how often (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
+    parser.add_argument("--delta", metavar="FUSION", help="a DeltaVLM: csrm, csrm_paper, concat, ...")
+    parser.add_argument("--base", type=Path, help="for --delta: what was made without")
     parser.add_argument("--seed", type=int, default=0, help="of what is new (default: %(default)s)")
     args = parser.parse_args()
+    if bool(args.delta) != bool(args.base) or bool(args.base) == bool(args.words):
+        parser.error("either --words, or --delta with --base")
     model: Any
     processor: Any
-    if args.family == "change":
-        model, processor = start(args.words)
+    if args.delta:
+        model, processor = delta(args.base, {"kind": args.delta}, args.seed)
     else:
-        model, processor = delta(args.words, {"kind": args.fusion}, args.seed)
+        model, processor = start(args.words)
+        look(model, args.pairs, args.epochs, args.workers, args.seed)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")

@@ -3,10 +3,10 @@
     python benchmarks/six_tasks.py --out runs/six_tasks           hours on two cores; goes on where it stopped
 
 The world of roads and buildings (`llava synth --layout tasks`): every run reads the same pairs as often, each once with
-all its captions and questions. DeltaVLM starts from the tower and the language model that ChangeVLM starts from
-(benchmarks/six_start.py). ChangeVLM also learns the masks of roads and buildings and where each patch stands
-(llava/train/auxiliary.py), which DeltaVLM has no place for. Trivial answers, and the same model with every pair's
-images replaced by another pair's, stand beside.
+all its captions and questions. All start from the same tower, which has looked at single images, and the same
+language model (benchmarks/six_start.py). ChangeVLM also learns the masks of roads and buildings and where each patch
+stands (llava/train/auxiliary.py), which DeltaVLM has no place for. Trivial answers, and the same model with every
+pair's images replaced by another pair's, stand beside.
 """
 
 import argparse
@@ -104,13 +104,13 @@ def run(out: Path, kind: Kind, seed: int, threads: int, settings: list[str]) -> 
 
         data = out / "data"
         words = ["--config", str(CONFIG), f"data={data / 'train.jsonl'}", f"output_dir={folder / 'model'}"]
-        start = folder / "start"
-        words.append(f"model={start}")
-        made = ["--family", kind.family, "--words", str(data / "train.jsonl"), "--out", str(start)]
+        start = out / "start"
         if kind.family == "delta":
-            made += ["--seed", str(seed), "--fusion", str(kind.fusion)]
-        if not (start / "processor_config.json").is_file():
-            call(str(HERE / "six_start.py"), *made)
+            made = ["--delta", str(kind.fusion), "--base", str(start), "--seed", str(seed)]
+            start = folder / "start"
+            if not (start / "processor_config.json").is_file():
+                call(str(HERE / "six_start.py"), *made, "--out", str(start))
+        words.append(f"model={start}")
         call("-m", "llava.train", *words, f"seed={seed}", *kind.settings, *settings)
         for name, more in (("own", []), ("shuffled", ["--shuffle-images"])):
             if not (folder / name / "metrics.json").is_file():
@@ -143,6 +143,9 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 1) // args.parallel)
     counts = ["--train", str(args.train), "--test", str(args.test), "--layout", "tasks"]
     subprocess.run([sys.executable, "-m", "llava", "synth", str(out / "data"), *counts], check=True)
+    if not (out / "start" / "processor_config.json").is_file():
+        made = ["--words", str(out / "data" / "train.jsonl"), "--out", str(out / "start")]
+        subprocess.run([sys.executable, str(HERE / "six_start.py"), *made], check=True)
     jobs = [(kind, seed) for seed in args.seeds for kind in KINDS if kind.name in args.kinds]
     with ThreadPoolExecutor(args.parallel) as pool:
         results = list(pool.map(lambda job: run(out, job[0], job[1], threads, args.set), jobs))

@@ -6,8 +6,9 @@ A row may hold several such texts, one behind the other, each of which stands al
 higher, of the third 2 TEXT, and so on.
 
 What an explicit mask costs: at T = 1,575 (a pair and five captions) attention in "sdpa" takes some 1.6 times that of
-the plain causal kernel, and 6 % of a Qwen2-0.5B layer in float32 on a CPU; a bool mask is shared by all heads without
-a copy. Rows of one branch need none and get none.
+the plain causal kernel, and 6 % of a Qwen2-0.5B layer in float32 on a CPU. It is shared by all heads without a copy,
+and made in numbers once: of a bool one each layer would make, and keep for its backward pass, numbers of its own. Rows
+of one branch need none and get none.
 """
 
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def block_mask(segments: Tensor) -> "BlockMask":
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask [B, 1, T, T] as what eager attention adds to the scores, where it would add True as 1."""
+    """A bool mask [B, 1, T, T] as what attention adds to the scores; eager attention would add True as 1."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -71,8 +72,9 @@ def attention_mask(segments: Tensor, attention: str, dtype: torch.dtype) -> "Ten
     """What a language model of transformers takes for `segments`, by its attention implementation.
 
     Args:
-        attention: "sdpa" (bool), "eager" (`dtype`, added to the scores) or "flex_attention" (blocks). Rows of one
-            branch each are plain causal text, for any implementation: None.
+        attention: "sdpa", "eager" (both added to the scores) or "flex_attention" (blocks). Rows of one branch each are
+            plain causal text, for any implementation: None.
+        dtype: of what is added. In "sdpa" under autocast it has the queries', which each layer would turn it into.
 
     Raises:
         ConfigError: several branches for an implementation that cannot keep them apart.
@@ -81,9 +83,10 @@ def attention_mask(segments: Tensor, attention: str, dtype: torch.dtype) -> "Ten
         return None
     if attention == "flex_attention":
         return block_mask(segments)
-    if attention == "sdpa":
-        return branch_mask(segments)
-    if attention == "eager":
+    if attention in ("sdpa", "eager"):
+        device = segments.device.type
+        if attention == "sdpa" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         return additive(branch_mask(segments), dtype)
     raise ConfigError(
         f"attention {attention!r} cannot keep apart several captions of a pair in one pass: set attn_implementation to "

@@ -42,6 +42,11 @@ _FOUR_BITS = 0.5 + 4 / 64
 """Bytes of a weight in NF4 with a float32 scale for each 64 (`llava.train.four_bit`)."""
 
 
+MASK = "attention mask"
+_HELD = (*WAY[:-2], MASK, *WAY[-2:])
+"""What a forward pass keeps, in its order."""
+
+
 # --- how it is spread -------------------------------------------------------------------------------
 
 
@@ -226,7 +231,7 @@ def layer_bytes(
 
     Args:
         keys: features of k, and of v, as attention reads them.
-        length: positions of a row with a mask: attention in "sdpa" turns it into numbers, anew in each layer.
+        length: positions of a row, for eager.
         eager: attention that keeps the maps of scores, in float32 and as they are multiplied.
     """
     a, d, i = precision.product, layers.width, layers.mlp
@@ -250,7 +255,7 @@ def layer_bytes(
         maps += a * learning.rank * (7 if layers.gated else 6)
     if learning.magnitudes:
         maps += 2 * a * (layers.mixed + 2 * layers.keys + 2 * d + (2 if layers.gated else 1) * i)
-    scores = length * a + 4 * layers.heads
+    scores: float = 4 * layers.heads
     if eager:
         scores = layers.heads * length * (4 + (a if a < 4 else 0)) - a * layers.mixed
     attention = a * (2 * layers.mixed + 2 * keys) + scores
@@ -398,15 +403,17 @@ class Step:
         self, pairs: int, positions: int, rows: int, attention: str, branches: bool
     ) -> dict[str, Activations]:
         """Of language model and head."""
-        s, hidden = self.precision.stream, self.llm.width
+        a, s, hidden = self.precision.product, self.precision.stream, self.llm.width
         found = {}
         if "llm" in self.passed:
             tokens = pairs * positions
             eager, masked = attention == "eager", branches and attention == "sdpa"
             keys = self.llm.mixed if masked or eager else self.llm.keys
-            length = positions if masked or eager else 0
+            length = positions if eager else 0
             layers = self._layers("llm", self.llm, tokens, keys=keys, length=length, eager=eager)
             norm = tokens * hidden * ((4 if self.llm.rms else s) + (s if "llm" in self.learn else 0))
+            if branches and (eager or masked):  # one for all layers
+                found[MASK] = Activations(tokens * positions * (s if eager else a))
             found["llm"] = Activations(layers.held + norm, layers.layer, layers.working)
             found["head"] = self._head(rows)
         return found
@@ -448,7 +455,8 @@ class MemoryEstimate:
     host: dict[str, float]
     activations: dict[str, float]
     """Kept for backward, by part, when the forward pass is over; none of frozen parts in front. `half weights` are the
-    copies that autocast makes of the weights and keeps until then, and until backward without checkpointing."""
+    copies that autocast makes of the weights and keeps until then, and until backward without checkpointing;
+    `attention mask` is what keeps several answers of a row apart, one for all layers."""
     moments: dict[str, float]
     """On top of what stays, at the moments of a step when most is held."""
     notes: dict[str, str] = field(default_factory=dict)
@@ -614,11 +622,13 @@ def _moments(
     """
     moments = {"update": update}
     so_far = casts
-    for name in WAY:
+    for name in _HELD:
         if name not in kept:
             continue
         part = kept[name]
         so_far += part.held
+        if name == MASK:
+            continue
         if name == "head":
             moments["loss"] = so_far + part.working
             moments["backward of the head"] = so_far + part.working + head

@@ -251,10 +251,17 @@ def test_an_implementation_that_cannot_is_refused():
 
 def test_each_implementation_gets_its_own_kind():
     segments = segments_of([[3, 2, 2]])
-    assert attention_mask(segments, "sdpa", torch.bfloat16).dtype == torch.bool
-    added = attention_mask(segments, "eager", torch.bfloat16)
-    assert added.dtype == torch.bfloat16
-    assert torch.equal(added == 0, branch_mask(segments)) and added.min() == torch.finfo(torch.bfloat16).min
+    for name in ("sdpa", "eager"):
+        added = attention_mask(segments, name, torch.bfloat16)
+        assert added.dtype == torch.bfloat16
+        assert (
+            torch.equal(added == 0, branch_mask(segments)) and added.min() == torch.finfo(torch.bfloat16).min
+        )
+    with torch.autocast(
+        "cpu", torch.bfloat16
+    ):  # as the queries will be; scores of eager attention are float32
+        assert attention_mask(segments, "sdpa", torch.float32).dtype == torch.bfloat16
+        assert attention_mask(segments, "eager", torch.float32).dtype == torch.float32
     assert additive(added, torch.float32) is added
     assert attention_mask(segments[:, :0], "sdpa", torch.float32) is None
 
