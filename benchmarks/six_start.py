@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, default=6000, help="whose images the tower sees (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=int, default=8, help="how often (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="how often (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
     parser.add_argument("--delta", metavar="FUSION", help="a DeltaVLM: csrm, csrm_paper, concat, ...")
     parser.add_argument("--base", type=Path, help="for --delta: what was made without")

@@ -50,46 +50,100 @@ KINDS = (
     Kind("DeltaVLM, csrm_paper", "delta", "csrm_paper"),
     Kind("DeltaVLM, concat", "delta", "concat"),
 )
-COLUMNS: dict[str, tuple[str, str, str]] = {
-    "binary accuracy": ("binary", "answers", "accuracy"),
-    "binary F1": ("binary", "answers", "F1"),
-    "roads MAE": ("count", "all", "roads MAE"),
-    "roads RMSE": ("count", "all", "roads RMSE"),
-    "buildings MAE": ("count", "all", "buildings MAE"),
-    "buildings RMSE": ("count", "all", "buildings RMSE"),
-    "loc F1": ("loc", "both", "F1"),
-    "loc Jaccard": ("loc", "both", "jaccard"),
-    "loc exact": ("loc", "both", "subset accuracy"),
-    "open exact": ("open", "answers", "exact"),
-    "dialog round 3 ROUGE-L": ("dialog", "round 3", "ROUGE-L"),
-    "dialog consistent": ("dialog", "consistency", "consistent"),
-}
-"""Column -> task, beginning of the table's name, value."""
-CAPTIONS = ("Sm", "Sm changed", "decision")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table: a value of one of an evaluation's tables."""
+
+    name: str
+    task: str
+    table: str
+    """How the table's name begins."""
+    value: str
+    of: str = ""
+    """Behind the names of its rows: ", changed" for changed pairs alone."""
+    least: bool = False
+    """Less is better."""
+
+    def told(self, metrics: dict[str, Any]) -> tuple[float | None, float | None]:
+        """Of the predictions, and the best of the trivial answers, if there are any."""
+        tables = metrics["tasks"][self.task]["tables"]
+        rows = next(table for table in tables if table["name"].startswith(self.table))["rows"]
+        values = {row["name"]: row["values"][self.value] for row in rows}
+        own = f"predictions{self.of}"
+        others = [
+            value
+            for name, value in values.items()
+            if name != own
+            and name.endswith(self.of)
+            and not name.startswith(("predictions", "true flag"))
+            # of all pairs: without those of a half
+            and (self.of or not name.endswith((", changed", ", unchanged")))
+            and value is not None
+        ]
+        return values[own], (min if self.least else max)(others) if others else None
+
+
+MEASURES = (
+    Measure("changed or not, accuracy", "binary", "answers", "accuracy"),
+    Measure("changed or not, F1", "binary", "answers", "F1"),
+    Measure("roads, MAE", "count", "all", "roads MAE", least=True),
+    Measure("roads, RMSE", "count", "all", "roads RMSE", least=True),
+    Measure("buildings, MAE", "count", "all", "buildings MAE", least=True),
+    Measure("buildings, RMSE", "count", "all", "buildings RMSE", least=True),
+    Measure("cells, F1", "loc", "both", "F1"),
+    Measure("cells, Jaccard", "loc", "both", "jaccard"),
+    Measure("cells, exact sets", "loc", "both", "subset accuracy"),
+    Measure("open questions, exact", "open", "answers", "exact"),
+    Measure("captions, Sm", "caption", "words", "Sm"),
+    Measure("captions of changed pairs, Sm", "caption", "words", "Sm", ", changed"),
+    Measure("captions of unchanged pairs, ROUGE-L", "caption", "words", "ROUGE-L", ", unchanged"),
+    Measure("dialogue, third round, ROUGE-L", "dialog", "round 3, own history, captions", "ROUGE-L"),
+    Measure(
+        "dialogue, third round of changed pairs, ROUGE-L",
+        "dialog",
+        "round 3, own history, captions",
+        "ROUGE-L",
+        ", changed",
+    ),
+    Measure("dialogue, rounds that agree", "dialog", "consistency, own history", "consistent"),
+)
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Values of the predictions by column."""
-    found: dict[str, float | None] = {}
-    for column, (task, beginning, value) in COLUMNS.items():
-        tables = metrics["tasks"][task]["tables"]
-        table = next(table for table in tables if table["name"].startswith(beginning))
-        found[column] = table["rows"][0]["values"][value]
-    own = metrics["scores"]["predictions"]
-    found["Sm"] = own["captions"]["all"]["Sm"]
-    found["Sm changed"] = own["captions"]["changed"]["Sm"]
-    found["decision"] = own["decision"]["accuracy"]
-    return found
+    """Values of the predictions by measure."""
+    return {measure.name: measure.told(metrics)[0] for measure in MEASURES}
 
 
-def floors(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trivial answers of each table that a column is of."""
-    found = []
-    for task, beginning in dict.fromkeys((task, table) for task, table, _ in COLUMNS.values()):
-        tables = metrics["tasks"][task]["tables"]
-        table = next(table for table in tables if table["name"].startswith(beginning))
-        found += [{"task": task, "name": row["name"], "values": row["values"]} for row in table["rows"][1:]]
-    return found
+def trivial(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """The best of the trivial answers by measure."""
+    return {measure.name: measure.told(metrics)[1] for measure in MEASURES}
+
+
+def told(values: list[float | None]) -> str:
+    """Mean and standard deviation over the seeds."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    places = 1 if max(known) >= 20 else 2
+    spread = f" ± {statistics.stdev(known):.{places}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{places}f}{spread}"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A line a measure: each model, the first one with other pairs' images, and the best trivial answer."""
+    kinds = list(dict.fromkeys(result["kind"] for result in results))
+    heads = [*kinds, f"{kinds[0]}, images shuffled", "best trivial answer"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for measure in MEASURES:
+        cells = [
+            told([measure.told(result[which])[0] for result in results if result["kind"] == kind])
+            for kind, which in [*((kind, "own") for kind in kinds), (kinds[0], "shuffled")]
+        ]
+        cells.append(told([measure.told(results[0]["own"])[1]]))
+        lines.append(f"| {measure.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def run(out: Path, kind: Kind, seed: int, threads: int, settings: list[str]) -> dict[str, Any]:
@@ -131,7 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/six_tasks"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS])
-    parser.add_argument("--train", type=int, default=4000, help="pairs to learn from (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=6000, help="pairs to learn from (default: %(default)s)")
     parser.add_argument("--test", type=int, default=300, help="held-out pairs (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="other training settings")
     parser.add_argument(
@@ -150,36 +204,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.parallel) as pool:
         results = list(pool.map(lambda job: run(out, job[0], job[1], threads, args.set), jobs))
 
-    columns = [*COLUMNS, *CAPTIONS]
-    print("| model | seed | " + " | ".join(columns) + " |")
-    print("|---" * (2 + len(columns)) + "|")
-
-    def told(values: list[float | None]) -> str:
-        known = [value for value in values if value is not None]
-        if not known:
-            return "-"
-        spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-        return f"{statistics.mean(known):.2f}{spread}"
-
-    for kind in dict.fromkeys(result["kind"] for result in results):
-        for which in ("own", "shuffled"):
-            rows = [figures(result[which]) for result in results if result["kind"] == kind]
-            label = kind if which == "own" else f"{kind}, images shuffled"
-            if which == "own" and len(rows) > 1:
-                for result, row in zip((r for r in results if r["kind"] == kind), rows, strict=True):
-                    print(
-                        f"| {label} | {result['seed']} | "
-                        + " | ".join(told([row[c]]) for c in columns)
-                        + " |"
-                    )
-            print(
-                f"| **{label}** | mean ± sd | "
-                + " | ".join(told([r[c] for r in rows]) for c in columns)
-                + " |"
-            )
-    trivial = floors(results[0]["own"])
-    for row in trivial:
-        print(f"{row['task']}, {row['name']}: {row['values']}")
+    print(table(results))
     record = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads a run",
@@ -193,7 +218,7 @@ def main() -> None:
             }
             for result in results
         ],
-        "trivial answers": trivial,
+        "best trivial answers": trivial(results[0]["own"]),
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
