@@ -3,10 +3,10 @@
     python benchmarks/six_tasks.py --out runs/six_tasks           hours on two cores; goes on where it stopped
 
 The world of roads and buildings (`llava synth --layout tasks`): every run reads the same pairs as often, each once with
-all its captions and questions. All start from the same tower, which has looked at single images, and the same
-language model (benchmarks/six_start.py). ChangeVLM also learns the masks of roads and buildings and where each patch
-stands (llava/train/auxiliary.py), which DeltaVLM has no place for. Trivial answers, and the same model with every
-pair's images replaced by another pair's, stand beside.
+all its captions and questions, and also learns the masks of roads and buildings and where each patch stands
+(llava/train/auxiliary.py). All start from the same tower, which has looked at single images, and the same language
+model (benchmarks/six_start.py). Trivial answers, and the first model with every pair's images replaced by another
+pair's, stand beside.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Kind:
     def settings(self) -> list[str]:
         """Of its training, on top of the config's."""
         if self.family == "delta":
-            return ["fusion=keep", "mask_weight=0", "mask_levels=[]", "place_weight=0"]
+            return ["fusion=keep"]
         return [] if self.fusion else ["fusion=null"]
 
 

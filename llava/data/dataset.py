@@ -5,7 +5,6 @@ A DeltaVLM looks at a pair anew for each question, so its sample has a row of te
 Legend: I images of a sample, C channels, S side in pixels, N tokens of an image, R records.
 """
 
-import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ class PairDataset(Dataset[Sample]):
         labels: see `llava.data.conversation.labels_from_spans`.
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
-        masks: also read the records' change masks, where they have one.
+        mask_grid: also read the change masks, of records that have one, as means over so many patches each way.
         mask_levels: grey levels that tell a mask's classes apart, C - 1 of them.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
         max_length: tokens of a sample, image tokens included; a pair with more is made several samples.
@@ -110,7 +109,7 @@ class PairDataset(Dataset[Sample]):
         labels: LabelRule = "answer",
         task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
-        masks: bool = False,
+        mask_grid: int = 0,
         mask_levels: Sequence[int] = (),
         cache: bool = False,
         max_length: int = 32768,
@@ -127,7 +126,7 @@ class PairDataset(Dataset[Sample]):
         self.records, self.root, self.processor = records, Path(root), processor
         self.augment, self.task_weights = augment, dict(task_weights or {})
         self.mask_levels = tuple(mask_levels)
-        self.captions, self.masks, self.on_error, self.seed = captions, masks, on_error, seed
+        self.captions, self.mask_grid, self.on_error, self.seed = captions, mask_grid, on_error, seed
         self.max_length = max_length
         self.encoder = encoder_of(processor, question, labels)
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
@@ -170,7 +169,7 @@ class PairDataset(Dataset[Sample]):
             )
         try:
             pixels = self.processor.image_processor.normalise(self._fitted(record, view))
-            share = self._changed_share(records, view) if self.masks else None
+            share = self._changed_share(records, view) if self.mask_grid else None
         except ImageError as error:
             return self._failed(uids, _named(error, records, self.root), str(error), error)
         fields = text._asdict()
@@ -244,8 +243,7 @@ class PairDataset(Dataset[Sample]):
                 f"{self.root / path}: has grey levels {sorted(others)[:5]}; mask_levels are {known}"
             )
         masks = np.stack([levels > 0, *(levels == level for level in self.mask_levels)])  # [C, H, W]
-        grid = math.isqrt(self.processor.image_seq_length)
-        return F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), grid).flatten(1).T  # [N, C]
+        return F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), self.mask_grid).flatten(1).T  # [N, C]
 
     # --- which records and branches make a sample ---------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Losses beside the words, for small models on data that know more than captions: what changed, and where it is.
 
-Linear heads read the language model's middle layer at the image tokens, and are thrown away after training:
+Linear heads read patches, and are thrown away after training; of a ChangeVLM those that the language model's middle
+layer holds, of a DeltaVLM those that its Q-Former reads:
 - masks: whether a patch of the after image changed (a record's `mask_path`), and to what, where a mask tells classes
   apart; where the fusion has a `map_head`, that learns whether from the change stream, and is kept;
 - places: in which row and column of its image a patch stands. Fine-tuning on words alone loses the columns: rows follow
@@ -16,6 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.configuration import ChangeVLMConfig
+from llava.model.delta_vlm.configuration import DeltaVLMConfig
+
+AnyConfig = ChangeVLMConfig | DeltaVLMConfig
+
+
+def patches_of(outputs: Any, input_ids: Tensor, config: AnyConfig) -> Tensor:
+    """What the heads read, of a model's training outputs: [P, 2, N, H], before and after of each pair of a batch.
+
+    Args:
+        outputs: of a ChangeVLM with its `hidden_states`.
+        input_ids: [B, T], with image placeholders.
+    """
+    count = config.grid**2
+    if isinstance(config, DeltaVLMConfig):
+        return outputs.pair_features.unflatten(1, (2, 1 + count))[:, :, 1:]
+    middle = outputs.hidden_states[len(outputs.hidden_states) // 2]
+    return middle[input_ids == config.image_token_id].unflatten(0, (-1, 2, count))
 
 
 class Auxiliary(nn.Module):
@@ -31,7 +49,7 @@ class Auxiliary(nn.Module):
 
     def __init__(
         self,
-        config: ChangeVLMConfig,
+        config: AnyConfig,
         *,
         mask_weight: float,
         place_weight: float,
@@ -42,8 +60,10 @@ class Auxiliary(nn.Module):
         super().__init__()
         self.mask_weight, self.place_weight, self.rate = mask_weight, place_weight, rate
         self.weights = {"mask": mask_weight, "place": place_weight}
-        self.image_token_id = config.image_token_id
-        hidden, grid = config.text_config.hidden_size, config.grid
+        part: Any = config.vision_config if isinstance(config, DeltaVLMConfig) else config.text_config
+        hidden, grid = part.hidden_size, config.grid
+        self.inputs = {} if isinstance(config, DeltaVLMConfig) else {"output_hidden_states": True}
+        """What the model is asked for, beside its loss."""
         self.mask = nn.Linear(hidden, 1 + mask_levels, device=device)
         self.place = nn.Linear(hidden, 2 * grid, device=device)
         patches = torch.arange(grid * grid, device=device)
@@ -56,8 +76,7 @@ class Auxiliary(nn.Module):
 
     def forward(
         self,
-        hidden_states: tuple[Tensor, ...],
-        input_ids: Tensor,
+        patches: Tensor,
         shares: Tensor | None,
         map_logits: Tensor | None,
         teaches: bool = True,
@@ -65,29 +84,26 @@ class Auxiliary(nn.Module):
         """The weighted losses of a batch, summed over its pairs.
 
         Args:
-            hidden_states: the language model's, [B, T, H] each.
-            input_ids: [B, T], with image placeholders.
+            patches: [B, 2, N, H] of `patches_of`.
             shares: [B, N, C], how much of each patch changed, and how much to each class; None where a batch has no
                 masks.
             map_logits: [B, N] of the fusion's `map_head`, if it has one.
             teaches: False: a batch that only keeps this process in step with the others; gradients are zeros.
         """
-        middle = hidden_states[len(hidden_states) // 2]
-        images = middle[input_ids == self.image_token_id].float()  # [B 2 N, H], before then after
+        patches = patches.float()
         losses: dict[str, Tensor] = {}  # [B] each
         # what no mask teaches has a gradient all the same: other processes may have masks, and wait for this one
-        total = images.new_zeros(()) if map_logits is None else 0 * map_logits.float().sum()
+        total = patches.new_zeros(()) if map_logits is None else 0 * map_logits.float().sum()
         if self.mask_weight and shares is not None:
-            after = images.unflatten(0, (len(shares), 2, -1))[:, 1]  # [B, N, H]
-            losses["mask"] = _binary(self.mask(after), shares)
+            losses["mask"] = _binary(self.mask(patches[:, 1]), shares)
             if map_logits is not None:
                 losses["mask"] = losses["mask"] + _binary(map_logits.float()[..., None], shares[..., :1])
         if self.place_weight:
             where: Tensor = self.get_buffer("rows_columns")  # [N, 2]
-            logits = self.place(images).unflatten(-1, (2, -1))  # [B 2 N, 2, grid]
-            targets = where.repeat(len(images) // len(where), 1)
-            places = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # [B 2 N 2]
-            losses["place"] = places.view(len(input_ids), -1).mean(1)
+            logits = self.place(patches).unflatten(-1, (2, -1))  # [B, 2, N, 2, grid]
+            targets = where.expand(logits.shape[:-1])
+            places = F.cross_entropy(logits.flatten(0, 3), targets.flatten(), reduction="none")
+            losses["place"] = places.view(len(patches), -1).mean(1)
         if not teaches:
             return sum((0 * loss.sum() for loss in losses.values()), total)
         for name, loss in losses.items():

@@ -63,8 +63,6 @@ def refuse(run: TrainConfig) -> None:
     for name, given in (
         ("vision_layers", run.vision_layers is not None),
         ("image_aspect", run.image_aspect == "pad"),
-        ("mask_weight", run.mask_weight > 0),
-        ("place_weight", run.place_weight > 0),
         ("adapter", run.adapter is not None),
         ("labels", run.labels != "answer"),
     ):

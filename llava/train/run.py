@@ -210,7 +210,7 @@ def prepare(
         labels=run.labels,
         task_weights=run.task_weights,
         augment=run.augment,
-        masks=run.mask_weight > 0,
+        mask_grid=config.grid if run.mask_weight > 0 else 0,
         mask_levels=run.mask_levels,
         cache=run.cache_images,
         max_length=run.max_length,

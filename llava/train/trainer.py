@@ -10,7 +10,7 @@ import math
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.eval.run import EvalSettings, Evaluation, plain_model, run_evaluation
 from llava.eval.task_scores.scoring import Scored
 from llava.generation import Generation
-from llava.train.auxiliary import Auxiliary
+from llava.train.auxiliary import Auxiliary, patches_of
 from llava.train.checkpoints import mark_whole, rotate
 from llava.train.config import EPOCH_COSINE, TrainConfig
 from llava.train.ema import Ema
@@ -98,7 +98,7 @@ class ChangeTrainer(Trainer):
             told = batch["labels"][:, 1:].ne(-100)
             weights = batch.get("label_weights")
             tokens = tokens + (told.sum() if weights is None else (told * weights[:, 1:]).sum()).to(device)
-            pairs += len(told) if batch["uids"] else 0
+            pairs += len(batch.get("pixel_values", told)) if batch["uids"] else 0
         counts = torch.stack([tokens, torch.tensor(float(pairs), device=device)])
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.gather(counts).view(-1, 2).sum(0)
@@ -120,7 +120,7 @@ class ChangeTrainer(Trainer):
         shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N, C]
         if self.meter is not None:
             self.meter.count(inputs)
-        asked = inputs if self.auxiliary is None else {**inputs, "output_hidden_states": True}
+        asked = inputs if self.auxiliary is None else {**inputs, **self.auxiliary.inputs}
         loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
         if self.auxiliary is not None:
             head = (
@@ -129,9 +129,8 @@ class ChangeTrainer(Trainer):
             logits = (
                 None if head is None or outputs.change is None else head(outputs.change)[..., 0]
             )  # [B, N]
-            beside = self.auxiliary(
-                outputs.hidden_states, inputs["input_ids"], shares, logits, teaches=bool(uids)
-            )
+            patches = patches_of(outputs, inputs["input_ids"], cast(Any, plain_model(model).config))
+            beside = self.auxiliary(patches, shares, logits, teaches=bool(uids))
             # as for the words: a sum over the whole update, whose gradients are averaged over the processes
             processes = self.args.world_size if self.args.average_tokens_across_devices else 1
             loss = loss + beside * processes / self._pairs.clamp(min=1)

@@ -105,9 +105,9 @@ def test_samples_are_seen_anew_each_epoch_and_the_same_again(tmp_path: Path) -> 
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     records = read_records(tmp_path / "data.json")
-    plain = PairDataset(records, tmp_path, processor, one_pass=False, masks=True)
+    plain = PairDataset(records, tmp_path, processor, one_pass=False, mask_grid=4)
     data = PairDataset(
-        records, tmp_path, processor, one_pass=False, masks=True, augment=Augmentation(), seed=3
+        records, tmp_path, processor, one_pass=False, mask_grid=4, augment=Augmentation(), seed=3
     )
     first, second, again = (data[Place(0, epoch)] for epoch in (0, 1, 0))
     assert torch.equal(first.pixel_values, again.pixel_values)

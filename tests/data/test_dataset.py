@@ -231,20 +231,20 @@ def test_masks_become_shares_of_patches(records: list[Record], tmp_path: Path, p
     Image.fromarray(mask).save(tmp_path / "mask.png")
     told = [replace(record, mask_path="mask.png") for record in records]
     assert PairDataset(told, tmp_path, processor)[0].changed_share is None
-    share = PairDataset(told, tmp_path, processor, masks=True)[0].changed_share
+    share = PairDataset(told, tmp_path, processor, mask_grid=4)[0].changed_share
     assert share is not None
     assert share.tolist() == [[0], [0.5]] + [[0]] * 14
     mask[:8, 24:32] = 128
     mask[24:, :16] = 128  # all of the first patch of the last row
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    share = PairDataset(told, tmp_path, processor, masks=True, mask_levels=[128, 255])[0].changed_share
+    share = PairDataset(told, tmp_path, processor, mask_grid=4, mask_levels=[128, 255])[0].changed_share
     assert share is not None
     assert share.tolist() == [[0] * 3, [1, 0.5, 0.5]] + [[0] * 3] * 10 + [[1, 1, 0]] + [[0] * 3] * 3
     with pytest.raises(DataError, match=r"mask\.png: has grey levels \[128\]; mask_levels are \[255\]"):
-        PairDataset(told, tmp_path, processor, masks=True, mask_levels=[255])[0]
+        PairDataset(told, tmp_path, processor, mask_grid=4, mask_levels=[255])[0]
     (tmp_path / "mask.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"'r0': .*mask\.png"):
-        PairDataset(told, tmp_path, processor, masks=True)[0]
+        PairDataset(told, tmp_path, processor, mask_grid=4)[0]
 
 
 def test_a_drawn_caption_depends_on_seed_epoch_and_uid_alone(

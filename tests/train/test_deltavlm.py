@@ -122,6 +122,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+def logged(run: TrainConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
+
+
 def collated(
     processor: DeltaVLMProcessor, data: PairDataset, numbers: list[int], packed: bool = True
 ) -> dict[str, Any]:
@@ -378,8 +382,6 @@ def test_every_fusion_of_the_other_family_too(
         ({"model_settings": {"hidden_size": 3}}, "tune_vision_blocks"),
         ({"model_settings": {"tune_vision_blocks": 9}}, "4 blocks"),
         ({"vision_layers": [1]}, "vision_layers"),
-        ({"mask_weight": 1.0}, "mask_weight"),
-        ({"place_weight": 1.0}, "place_weight"),
         ({"adapter": {"kind": "lora"}}, "adapter"),
         ({"labels": "release"}, "labels"),
         ({"fusion": None}, "needs a fusion"),
@@ -390,6 +392,42 @@ def test_every_fusion_of_the_other_family_too(
 def test_what_a_deltavlm_does_not_have_is_refused(fields: dict[str, Any], said: str, make_run: Make) -> None:
     with pytest.raises(ConfigError, match=said):
         train(make_run(max_steps=1, **fields))
+
+
+def test_masks_and_places_teach_what_the_qformer_reads(make_run: Make, folder: Path, tmp_path: Path) -> None:
+    for i in range(8):
+        shutil.copy(folder / f"{i}.png", tmp_path)
+        levels = np.zeros((16, 16), np.uint8)
+        levels[:8, :8], levels[8:, 8:] = (128, 255) if i % 2 else (255, 128)
+        Image.fromarray(levels).save(tmp_path / f"mask{i}.png")
+    rows = [{**row, "mask_path": f"mask{row['img1_path']}"} for row in records()]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    beside = {"mask_weight": 5.0, "mask_levels": [128, 255], "place_weight": 0.5}
+    given = {"model": str(folder / "still"), "data": tmp_path / "data.json", "per_device_train_batch_size": 5}
+    # five pairs in fewer rows: the losses beside the words are means over pairs all the same
+    once = {**given, "max_steps": 1}
+    train(plain := make_run("plain", **once))
+    train(both := make_run("both", **once, **beside))
+    (row,) = (row for row in logged(both) if "mask_loss" in row)
+    more = 5 * row["mask_loss"] + 0.5 * row["place_loss"]
+    assert row["loss"] - losses(plain.output_dir)[1] == pytest.approx(more, rel=1e-3)
+    assert any(
+        not torch.equal(value, weights(plain.output_dir)[name])
+        for name, value in weights(both.output_dir).items()
+        if name.startswith("model.fusion.")
+    )
+    train(
+        run := make_run(
+            **given,
+            **beside,
+            num_train_epochs=40,
+            learning_rate=4e-3,
+            model_settings={"tune_vision_blocks": 1},
+        )
+    )
+    found = [row for row in logged(run) if "mask_loss" in row]
+    assert found[-1]["mask_loss"] < 0.7 * found[0]["mask_loss"]
+    assert found[-1]["place_loss"] < 0.9 * found[0]["place_loss"]
 
 
 def test_what_a_change_vlm_does_not_have_is_refused(make_run: Make, tmp_path: Path) -> None:

@@ -51,16 +51,20 @@ class PairFeatures(ModelOutput):
 
 @dataclass
 class DeltaVLMModelOutput(BaseModelOutputWithPast):
-    """As for a language model, with `change` [P, N, D] when pairs were fused in this call."""
+    """As for a language model, with `change` [P, N, D] and `pair_features` [P, 2 (1 + N), D] when pairs were fused in
+    this call."""
 
     change: Tensor | None = None
+    pair_features: Tensor | None = None
 
 
 @dataclass
 class DeltaVLMOutput(CausalLMOutputWithPast):
-    """As for a causal language model, with `change` [P, N, D] when pairs were fused in this call."""
+    """As for a causal language model, with `change` [P, N, D] and `pair_features` [P, 2 (1 + N), D] when pairs were
+    fused in this call."""
 
     change: Tensor | None = None
+    pair_features: Tensor | None = None
 
 
 class DeltaVLMPreTrainedModel(PreTrainedModel):
@@ -267,10 +271,11 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         seen = [x for x in (pixel_values, pair_features, prefix) if x is not None]
         if len(seen) > 1 or (seen and input_ids is None):
             raise ValueError("give one of pixel_values, pair_features and prefix, and input_ids with it")
-        change = None
+        change = fused = None
         if pixel_values is not None:
             features = self.get_image_features(pixel_values)
-            pair_features, change = features.last_hidden_state, features.change
+            pair_features = fused = features.last_hidden_state
+            change = features.change
         if pair_features is not None:
             prefix = self.ask(pair_features, qformer_input_ids, qformer_attention_mask, pair_index)
         if input_ids is not None:
@@ -305,7 +310,9 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             **kwargs,
         )
         known = {name: out.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
-        return DeltaVLMModelOutput(last_hidden_state=out.last_hidden_state, change=change, **known)
+        return DeltaVLMModelOutput(
+            last_hidden_state=out.last_hidden_state, change=change, pair_features=fused, **known
+        )
 
 
 def starts_text(input_ids: Tensor, past_key_values: Cache | None) -> bool:
@@ -424,6 +431,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             change=outputs.change,
+            pair_features=outputs.pair_features,
         )
         return output if return_dict is not False else output.to_tuple()
 
