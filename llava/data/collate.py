@@ -61,7 +61,8 @@ class BranchCollator:
             `input_ids`, `labels`, `position_ids` [B, T]; `segments` [B, T]: 0 the prefix, 1..K the branches, -1
             padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
             for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
-            images differ; `changed_share` [B, N, C] where all samples have it. For a Q-Former `qformer_input_ids` and
+            images differ; `changed_share` [B, N, C] and `object_middles` [B, N, K] where all samples have them. For a
+            Q-Former `qformer_input_ids` and
             `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions are not of one pair each: in
             the order in which the rows hold them, Q = B where none shares one.
             `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
@@ -88,11 +89,10 @@ class BranchCollator:
         }
         if bool((weights != (labels != IGNORE)).any()):
             batch["label_weights"] = weights
-        shares = [sample.changed_share for sample in kept]
-        if all(share is not None for share in shares):
-            batch["changed_share"] = torch.stack(
-                [share for share in shares if share is not None]
-            )  # [B, N, C]
+        for name in ("changed_share", "object_middles"):
+            values = [getattr(sample, name) for sample in kept]
+            if all(value is not None for value in values):
+                batch[name] = torch.stack(values)
         pairs = [pair for pair, _ in texts]
         if pairs != list(range(len(kept))):
             batch["pair_index"] = torch.tensor(pairs)

@@ -27,6 +27,7 @@ from llava.data.record import Record
 from llava.data.sampler import FILLER, Place
 from llava.errors import ConfigError, DataError, ImageError
 from llava.model.processing import ChangeVLMProcessor
+from llava.tasks.labels import object_middles
 
 if TYPE_CHECKING:
     from llava.family import AnyProcessor
@@ -50,6 +51,8 @@ class Sample:
     """(ids, labels) of each branch: alternatives to one another, not a sequence. Without any it teaches nothing."""
     changed_share: Tensor | None = None
     """[N, C], how much of each patch's place changed, 0..1, and how much to each class, where the record has a mask."""
+    object_middles: Tensor | None = None
+    """[N, K], 1 where a connected object of the mask has its middle, by class; K = 1 where a mask tells none apart."""
     also: tuple[str, ...] = ()
     """Uids of further records on the same pair that are in here."""
     skipped: tuple[dict[str, Any], ...] = ()
@@ -84,6 +87,7 @@ class PairDataset(Dataset[Sample]):
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
         mask_grid: also read the change masks, of records that have one, as means over so many patches each way.
+        mask_objects: also find the connected objects of these masks.
         mask_levels: grey levels that tell a mask's classes apart, C - 1 of them.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
         max_length: tokens of a sample, image tokens included; a pair with more is made several samples.
@@ -110,6 +114,7 @@ class PairDataset(Dataset[Sample]):
         task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
         mask_grid: int = 0,
+        mask_objects: bool = False,
         mask_levels: Sequence[int] = (),
         cache: bool = False,
         max_length: int = 32768,
@@ -126,7 +131,8 @@ class PairDataset(Dataset[Sample]):
         self.records, self.root, self.processor = records, Path(root), processor
         self.augment, self.task_weights = augment, dict(task_weights or {})
         self.mask_levels = tuple(mask_levels)
-        self.captions, self.mask_grid, self.on_error, self.seed = captions, mask_grid, on_error, seed
+        self.captions, self.on_error, self.seed = captions, on_error, seed
+        self.mask_grid, self.mask_objects = mask_grid, mask_objects
         self.max_length = max_length
         self.encoder = encoder_of(processor, question, labels)
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
@@ -169,11 +175,19 @@ class PairDataset(Dataset[Sample]):
             )
         try:
             pixels = self.processor.image_processor.normalise(self._fitted(record, view))
-            share = self._changed_share(records, view) if self.mask_grid else None
+            shares, middles = self._mask(records, view) if self.mask_grid else (None, None)
         except ImageError as error:
             return self._failed(uids, _named(error, records, self.root), str(error), error)
         fields = text._asdict()
-        return Sample(uids[0], pixels, **fields, changed_share=share, also=uids[1:], more=tuple(more))
+        return Sample(
+            uids[0],
+            pixels,
+            **fields,
+            changed_share=shares,
+            object_middles=middles,
+            also=uids[1:],
+            more=tuple(more),
+        )
 
     def _failed(
         self, uids: tuple[str, ...], file: str | None, reason: str, cause: Exception | None = None
@@ -224,15 +238,15 @@ class PairDataset(Dataset[Sample]):
             self._views[key] = views
         return views
 
-    def _changed_share(self, records: Sequence[Record], view: View | None) -> Tensor | None:
-        """[N, C] of the first record with a mask, see `Sample`.
+    def _mask(self, records: Sequence[Record], view: View | None) -> tuple[Tensor | None, Tensor | None]:
+        """Shares [N, C] and middles [N, max(C - 1, 1)] of the first record with a mask, see `Sample`.
 
         Raises:
             ImageError: a level that is none of `mask_levels`.
         """
         path = next((record.mask_path for record in records if record.mask_path is not None), None)
         if path is None:
-            return None
+            return None, None
         drawn = load_image(self.root / path).convert("L")
         if view is not None:
             drawn = view.of(drawn, Image.Resampling.NEAREST)
@@ -243,7 +257,16 @@ class PairDataset(Dataset[Sample]):
                 f"{self.root / path}: has grey levels {sorted(others)[:5]}; mask_levels are {known}"
             )
         masks = np.stack([levels > 0, *(levels == level for level in self.mask_levels)])  # [C, H, W]
-        return F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), self.mask_grid).flatten(1).T  # [N, C]
+        grid = self.mask_grid
+        shares = F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), grid).flatten(1).T  # [N, C]
+        if not self.mask_objects:
+            return shares, None
+        classes = masks[1:] if self.mask_levels else masks
+        middles = torch.zeros(grid * grid, len(classes))
+        for k, hits in enumerate(classes):
+            row, column = np.minimum(object_middles(hits) * grid, grid - 1).astype(int).T
+            middles[row * grid + column, k] = 1
+        return shares, middles
 
     # --- which records and branches make a sample ---------------------------------------------------
 

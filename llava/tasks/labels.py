@@ -113,9 +113,26 @@ def grid_places(hits: npt.NDArray[np.bool_]) -> tuple[str, ...]:
 
 def count_objects(hits: npt.NDArray[np.bool_], min_area: int = 1) -> int:
     """Objects in [H, W]: 8-connected, of `min_area` pixels or more, and not inside a hole of another one."""
+    return len(_objects(hits, min_area)[1])
+
+
+def object_middles(hits: npt.NDArray[np.bool_], min_area: int = 1) -> npt.NDArray[np.float64]:
+    """Centres of gravity of the objects that `count_objects` counts: [K, 2], row and column, each 0 .. 1."""
+    inside, firsts = _objects(hits, min_area)
+    row, start = np.divmod(inside.starts, inside.width)
+    sizes = (inside.ends - inside.starts).astype(float)
+    areas = np.bincount(inside.parts, sizes)[firsts]
+    # pixel k reaches from k to k + 1; the padding is one pixel wide
+    rows = np.bincount(inside.parts, sizes * (row - 0.5))[firsts] / areas
+    columns = np.bincount(inside.parts, sizes * (start - 1 + sizes / 2))[firsts] / areas
+    return np.stack([rows / hits.shape[0], columns / hits.shape[1]], axis=1)
+
+
+def _objects(hits: npt.NDArray[np.bool_], min_area: int) -> "tuple[_Runs, npt.NDArray[np.int64]]":
+    """Runs of the padded mask, and the first run of each object that counts."""
     inside = _Runs(np.pad(hits, 1), corners=True)
     if not len(inside.starts):
-        return 0
+        return inside, np.empty(0, np.int64)
     # What surrounds 8-connected objects is 4-connected; the frame of padding belongs to the outside.
     around = _Runs(~np.pad(hits, 1), corners=False)
     # An object's first run in reading order stands for it.
@@ -123,7 +140,7 @@ def count_objects(hits: npt.NDArray[np.bool_], min_area: int = 1) -> int:
     areas = np.bincount(inside.parts, weights=inside.ends - inside.starts)[firsts]
     # Above an object's first pixel is what surrounds it: the outside, or a hole.
     above = np.searchsorted(around.starts, inside.starts[firsts] - inside.width, side="right") - 1
-    return int(((around.parts[above] == around.parts[0]) & (areas >= min_area)).sum())
+    return inside, firsts[(around.parts[above] == around.parts[0]) & (areas >= min_area)]
 
 
 class _Runs:

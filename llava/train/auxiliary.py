@@ -4,6 +4,8 @@ Linear heads read patches, and are thrown away after training; of a ChangeVLM th
 layer holds, of a DeltaVLM those that its Q-Former reads:
 - masks: whether a patch of the after image changed (a record's `mask_path`), and to what, where a mask tells classes
   apart; where the fusion has a `map_head`, that learns whether from the change stream, and is kept;
+- objects: whether a connected object of a mask has its middle in a patch, of each class. A share does not tell one
+  large house from two small ones;
 - places: in which row and column of its image a patch stands. Fine-tuning on words alone loses the columns: rows follow
   from the order of the tokens, columns from nothing that the words reward at first.
 """
@@ -37,12 +39,12 @@ def patches_of(outputs: Any, input_ids: Tensor, config: AnyConfig) -> Tensor:
 
 
 class Auxiliary(nn.Module):
-    """Both heads with an optimizer of their own, so that no wrapper of the model has to know of them.
+    """The heads with an optimizer of their own, so that no wrapper of the model has to know of them.
 
     Args:
         config: the model's.
-        mask_weight, place_weight: weights of the two losses; 0 leaves one out.
-        mask_levels: how many classes the masks tell apart, C - 1.
+        mask_weight, object_weight, place_weight: weights of the losses; 0 leaves one out.
+        mask_levels: how many classes the masks tell apart, C - 1; without any, objects are of one class.
         rate: peak learning rate of the heads.
         device: where the model computes.
     """
@@ -53,19 +55,21 @@ class Auxiliary(nn.Module):
         *,
         mask_weight: float,
         place_weight: float,
+        object_weight: float = 0.0,
         mask_levels: int = 0,
         rate: float,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        self.mask_weight, self.place_weight, self.rate = mask_weight, place_weight, rate
-        self.weights = {"mask": mask_weight, "place": place_weight}
+        self.rate = rate
+        self.weights = {"mask": mask_weight, "object": object_weight, "place": place_weight}
         part: Any = config.vision_config if isinstance(config, DeltaVLMConfig) else config.text_config
         hidden, grid = part.hidden_size, config.grid
         self.inputs = {} if isinstance(config, DeltaVLMConfig) else {"output_hidden_states": True}
         """What the model is asked for, beside its loss."""
         self.mask = nn.Linear(hidden, 1 + mask_levels, device=device)
         self.place = nn.Linear(hidden, 2 * grid, device=device)
+        self.object = nn.Linear(hidden, mask_levels or 1, device=device) if object_weight else None
         patches = torch.arange(grid * grid, device=device)
         self.register_buffer(
             "rows_columns", torch.stack([patches // grid, patches % grid], 1), persistent=False
@@ -78,6 +82,7 @@ class Auxiliary(nn.Module):
         self,
         patches: Tensor,
         shares: Tensor | None,
+        middles: Tensor | None,
         map_logits: Tensor | None,
         teaches: bool = True,
     ) -> Tensor:
@@ -87,6 +92,7 @@ class Auxiliary(nn.Module):
             patches: [B, 2, N, H] of `patches_of`.
             shares: [B, N, C], how much of each patch changed, and how much to each class; None where a batch has no
                 masks.
+            middles: [B, N, K], 1 where an object of a class has its middle; None like `shares`.
             map_logits: [B, N] of the fusion's `map_head`, if it has one.
             teaches: False: a batch that only keeps this process in step with the others; gradients are zeros.
         """
@@ -94,11 +100,13 @@ class Auxiliary(nn.Module):
         losses: dict[str, Tensor] = {}  # [B] each
         # what no mask teaches has a gradient all the same: other processes may have masks, and wait for this one
         total = patches.new_zeros(()) if map_logits is None else 0 * map_logits.float().sum()
-        if self.mask_weight and shares is not None:
+        if self.weights["mask"] and shares is not None:
             losses["mask"] = _binary(self.mask(patches[:, 1]), shares)
             if map_logits is not None:
                 losses["mask"] = losses["mask"] + _binary(map_logits.float()[..., None], shares[..., :1])
-        if self.place_weight:
+        if self.object is not None and middles is not None:
+            losses["object"] = _binary(self.object(patches[:, 1]), middles)
+        if self.weights["place"]:
             where: Tensor = self.get_buffer("rows_columns")  # [N, 2]
             logits = self.place(patches).unflatten(-1, (2, -1))  # [B, 2, N, 2, grid]
             targets = where.expand(logits.shape[:-1])
@@ -113,13 +121,12 @@ class Auxiliary(nn.Module):
 
     def step(self, factor: float) -> None:
         """Update the heads after the model: gradients averaged over the processes, at `factor` of the peak rate."""
-        for head in (self.mask, self.place):
-            for parameter in head.parameters():
-                if parameter.grad is None:  # here, not on all processes
-                    parameter.grad = torch.zeros_like(parameter)
-                if _spread():
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= dist.get_world_size()
+        for parameter in self.parameters():
+            if parameter.grad is None:  # here, not on all processes
+                parameter.grad = torch.zeros_like(parameter)
+            if _spread():
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         self.optimizer.step()

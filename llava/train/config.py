@@ -182,8 +182,10 @@ class TrainConfig:
     mask_levels: Sequence[int] = ()
     """Grey levels, 1..255, that tell the classes of a mask apart, such as [128, 255], the roads and buildings of
     LEVIR-MCI: the second loss is of each of them, too. None: whatever is not 0 changed."""
+    object_weight: float = 0.0
+    """Weight of a third loss, on where each connected object of such a mask has its middle: for counting."""
     place_weight: float = 0.0
-    """Weight of a third loss, on where in its image each image token stands, see `llava.train.auxiliary`."""
+    """Weight of a fourth loss, on where in its image each image token stands, see `llava.train.auxiliary`."""
 
     # how long, and in what steps
     num_train_epochs: float = 1.0
@@ -243,7 +245,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"field {name!r} is {value}, expected a number above 0")
-        for name in ("mask_weight", "place_weight", "weight_decay", "max_grad_norm", "save_steps"):
+        for name in (
+            "mask_weight",
+            "object_weight",
+            "place_weight",
+            "weight_decay",
+            "max_grad_norm",
+            "save_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"field {name!r} is {getattr(self, name)}, expected 0 or more")
         if self.dataloader_num_workers < 0:
@@ -284,10 +293,17 @@ class TrainConfig:
             raise ConfigError(
                 f"field 'mask_levels' is {list(levels)}, expected different grey levels from 1 to 255"
             )
-        if levels and not self.mask_weight:
-            raise ConfigError("field 'mask_levels' says what mask_weight teaches, which is 0")
-        if self.labels == "release" and self.mask_weight > 0:
-            raise ConfigError("mask_weight needs labels: answer")
+        if levels and not self.reads_masks:
+            raise ConfigError(
+                "field 'mask_levels' says what mask_weight and object_weight teach, which are 0"
+            )
+        if self.labels == "release" and self.reads_masks:
+            raise ConfigError("mask_weight and object_weight need labels: answer")
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether a loss is of the records' masks."""
+        return self.mask_weight > 0 or self.object_weight > 0
 
     def accumulation(self, processes: int) -> int:
         """Batches of each process to one update.

@@ -71,12 +71,13 @@ class ChangeTrainer(Trainer):
         self._names: list[str] = []
         self._pairs = torch.ones(())
         self._saved = -1  # step of the last checkpoint
-        if run.mask_weight > 0 or run.place_weight > 0:
+        if max(run.mask_weight, run.object_weight, run.place_weight) > 0:
             config: Any = plain_model(self.model).config
             self.auxiliary = Auxiliary(
                 config,
                 mask_weight=run.mask_weight,
                 mask_levels=len(run.mask_levels),
+                object_weight=run.object_weight,
                 place_weight=run.place_weight,
                 rate=run.learning_rate,
                 device=self.args.device,
@@ -118,6 +119,7 @@ class ChangeTrainer(Trainer):
         uids = inputs.pop("uids", [])
         self._note_skipped(inputs.pop("skipped", []))
         shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N, C]
+        middles: Tensor | None = inputs.pop("object_middles", None)  # [B, N, K]
         if self.meter is not None:
             self.meter.count(inputs)
         asked = inputs if self.auxiliary is None else {**inputs, **self.auxiliary.inputs}
@@ -130,7 +132,7 @@ class ChangeTrainer(Trainer):
                 None if head is None or outputs.change is None else head(outputs.change)[..., 0]
             )  # [B, N]
             patches = patches_of(outputs, inputs["input_ids"], cast(Any, plain_model(model).config))
-            beside = self.auxiliary(patches, shares, logits, teaches=bool(uids))
+            beside = self.auxiliary(patches, shares, middles, logits, teaches=bool(uids))
             # as for the words: a sum over the whole update, whose gradients are averaged over the processes
             processes = self.args.world_size if self.args.average_tokens_across_devices else 1
             loss = loss + beside * processes / self._pairs.clamp(min=1)

@@ -237,9 +237,14 @@ def test_masks_become_shares_of_patches(records: list[Record], tmp_path: Path, p
     mask[:8, 24:32] = 128
     mask[24:, :16] = 128  # all of the first patch of the last row
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    share = PairDataset(told, tmp_path, processor, mask_grid=4, mask_levels=[128, 255])[0].changed_share
-    assert share is not None
+    sample = PairDataset(told, tmp_path, processor, mask_grid=4, mask_objects=True, mask_levels=[128, 255])[0]
+    share, middles = sample.changed_share, sample.object_middles
+    assert share is not None and middles is not None
     assert share.tolist() == [[0] * 3, [1, 0.5, 0.5]] + [[0] * 3] * 10 + [[1, 1, 0]] + [[0] * 3] * 3
+    assert middles.tolist() == [[0, 0], [1, 1]] + [[0, 0]] * 10 + [[1, 0]] + [[0, 0]] * 3
+    whole = PairDataset(told, tmp_path, processor, mask_grid=4, mask_objects=True)[0].object_middles
+    assert whole is not None  # roads and buildings side by side are one object
+    assert whole[:, 0].nonzero()[:, 0].tolist() == [1, 12]
     with pytest.raises(DataError, match=r"mask\.png: has grey levels \[128\]; mask_levels are \[255\]"):
         PairDataset(told, tmp_path, processor, mask_grid=4, mask_levels=[255])[0]
     (tmp_path / "mask.png").write_bytes(b"no image")

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from llava.errors import ConfigError, DataError
 from llava.tasks.answers import PLACES
-from llava.tasks.labels import BUILDING, ROAD, Labels, class_map, labels_from_mask
+from llava.tasks.labels import BUILDING, ROAD, Labels, class_map, labels_from_mask, object_middles
 
 Mask = npt.NDArray[np.uint8]
 
@@ -43,20 +43,25 @@ def filled(hits: npt.NDArray[np.bool_], start: tuple[int, int], corners: bool) -
     return seen
 
 
-def plain_count(hits: npt.NDArray[np.bool_], min_area: int) -> int:
-    """Objects that touch what can be walked to from outside."""
+def plain_objects(hits: npt.NDArray[np.bool_], min_area: int) -> list[set[tuple[int, int]]]:
+    """Objects that touch what can be walked to from outside, as pixels of the mask padded by one."""
     hits = np.pad(hits, 1)
     outside = filled(hits, (0, 0), corners=False)
     left = {(row, column) for row, column in np.argwhere(hits).tolist()}
-    count = 0
+    found = []
     while left:
         part = filled(hits, min(left), corners=True)
         left -= part
         touches = any(
             (r + d, c + e) in outside for r, c in part for d, e in ((-1, 0), (1, 0), (0, -1), (0, 1))
         )
-        count += touches and len(part) >= min_area
-    return count
+        if touches and len(part) >= min_area:
+            found.append(part)
+    return found
+
+
+def plain_count(hits: npt.NDArray[np.bool_], min_area: int) -> int:
+    return len(plain_objects(hits, min_area))
 
 
 def plain_places(hits: npt.NDArray[np.bool_]) -> tuple[str, ...]:
@@ -89,6 +94,10 @@ def plain_labels(mask: Mask, min_area: int = 1) -> Labels:
 )
 def test_random_masks_give_what_the_plain_twin_gives(mask: Mask, min_area: int) -> None:
     assert labels_from_mask(mask, min_area) == plain_labels(mask, min_area)
+    hits = mask == ROAD
+    middles = [np.mean(sorted(part), axis=0) - 0.5 for part in plain_objects(hits, min_area)]
+    wanted = np.array(middles).reshape(-1, 2) / hits.shape
+    np.testing.assert_allclose(object_middles(hits, min_area), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.9])

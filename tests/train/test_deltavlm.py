@@ -402,14 +402,14 @@ def test_masks_and_places_teach_what_the_qformer_reads(make_run: Make, folder: P
         Image.fromarray(levels).save(tmp_path / f"mask{i}.png")
     rows = [{**row, "mask_path": f"mask{row['img1_path']}"} for row in records()]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    beside = {"mask_weight": 5.0, "mask_levels": [128, 255], "place_weight": 0.5}
+    beside = {"mask_weight": 5.0, "mask_levels": [128, 255], "object_weight": 2.0, "place_weight": 0.5}
     given = {"model": str(folder / "still"), "data": tmp_path / "data.json", "per_device_train_batch_size": 5}
     # five pairs in fewer rows: the losses beside the words are means over pairs all the same
     once = {**given, "max_steps": 1}
     train(plain := make_run("plain", **once))
     train(both := make_run("both", **once, **beside))
     (row,) = (row for row in logged(both) if "mask_loss" in row)
-    more = 5 * row["mask_loss"] + 0.5 * row["place_loss"]
+    more = 5 * row["mask_loss"] + 2 * row["object_loss"] + 0.5 * row["place_loss"]
     assert row["loss"] - losses(plain.output_dir)[1] == pytest.approx(more, rel=1e-3)
     assert any(
         not torch.equal(value, weights(plain.output_dir)[name])
@@ -427,6 +427,7 @@ def test_masks_and_places_teach_what_the_qformer_reads(make_run: Make, folder: P
     )
     found = [row for row in logged(run) if "mask_loss" in row]
     assert found[-1]["mask_loss"] < 0.7 * found[0]["mask_loss"]
+    assert found[-1]["object_loss"] < 0.7 * found[0]["object_loss"]
     assert found[-1]["place_loss"] < 0.9 * found[0]["place_loss"]
 
 

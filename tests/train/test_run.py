@@ -455,9 +455,17 @@ def test_masks_teach_what_they_tell_apart(make_run: Make, run_folder: Path, tmp_
     (tmp_path / "data.json").write_text(
         json.dumps([{**row, "mask_path": f"mask{row['uid']}.png"} for row in rows])
     )
-    both = {"mask_weight": 5.0, "num_train_epochs": 20, "data": tmp_path / "data.json", "logging_steps": 40}
+    both = {
+        "mask_weight": 5.0,
+        "object_weight": 5.0,
+        "num_train_epochs": 20,
+        "data": tmp_path / "data.json",
+        "logging_steps": 40,
+    }
     train(run := make_run(**both, mask_levels=[128, 255]))
     found = [row["mask_loss"] for row in logged(run) if "mask_loss" in row]
+    objects = [row["object_loss"] for row in logged(run) if "object_loss" in row]
+    assert objects[-1] < 0.7 * objects[0]
     train(run := make_run("plain", **both))
     plain = [row["mask_loss"] for row in logged(run) if "mask_loss" in row]
     assert found[0] > plain[0] + 1  # two more entropies of a coin
@@ -482,7 +490,7 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
         ({"augment": {}, "cache_images": True}, "cache_images"),
         ({"task_weights": {"counting": 1}}, r"task_weights' has \['counting'\]; known: caption"),
         ({"task_weights": {"count": 0}}, "expected numbers above 0"),
-        ({"mask_levels": [128]}, "mask_weight teaches, which is 0"),
+        ({"mask_levels": [128]}, "mask_weight and object_weight teach"),
         (
             {"mask_levels": [0, 300], "mask_weight": 1},
             r"mask_levels' is \[0, 300\], expected different grey levels",
