@@ -4,9 +4,9 @@
 
 The world of roads and buildings (`llava synth --layout tasks`): every run reads the same pairs as often, each once with
 all its captions and questions, and also learns the masks of roads and buildings, the middles of these, and where each
-patch stands (llava/train/auxiliary.py). All start from the same tower, which has looked at single images, and the same language
-model (benchmarks/six_start.py). Trivial answers, and the first model with every pair's images replaced by another
-pair's, stand beside.
+patch stands (llava/train/auxiliary.py). All start from the same tower, which has looked at single images, and the same
+language model (benchmarks/six_start.py). Trivial answers, and the first model with every pair's images replaced by
+another pair's, stand beside.
 """
 
 import argparse
