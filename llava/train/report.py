@@ -25,6 +25,7 @@ class Console(TrainerCallback):
     FIRST = (
         "loss",
         "mask_loss",
+        "object_loss",
         "place_loss",
         "grad_norm",
         "learning_rate",
