@@ -7,9 +7,10 @@
   3 x 3 grid is whole patches. Their weights and the codes of their places are interpolated.
 - The tokenizer is trained on the questions and answers too, which `tiny-base` would spell. Words that both know keep
   their embedding; any other gets the mean of the old pieces that spell it.
-- The tower then looks at single images of the world of roads and buildings, as `tiny-base` did at those of the other:
-  heads that are thrown away tell roads and buildings apart four by four pixels at a time, mark the middles of
-  buildings, and say where each patch stands. It sees no pair, no question and no scene of the training or test data.
+- It then looks at single images of the world of roads and buildings, as `tiny-base` did at those of the other: in words
+  it says how many roads and buildings are there, and in which cells; heads that are thrown away tell both apart four by
+  four pixels at a time, mark the middles of buildings, and say where each patch stands. It sees no pair, no change, and
+  no scene of the training or test data.
 - A DeltaVLM has the same tower and language model with a new Q-Former between them, so both families begin with the
   same eyes and the same words. The tower goes from SigLIP's layout to InstructBLIP's: its key biases, which shift all
   of a softmax alike, go; the pixel statistics move into the patch weights; a class token is new.
@@ -34,14 +35,20 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from llava.assets import built_in_path
-from llava.data.conversation import PAIR_INTRODUCTION, QUESTION
+from llava.data.collate import BranchCollator
+from llava.data.conversation import IGNORE, PAIR_INTRODUCTION, QUESTION, text_to_content
+from llava.data.dataset import Sample
+from llava.data.encode import Branch
 from llava.data.record import parse_record
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProcessor
 from llava.model.processing import ChangeVLMProcessor, add_image_token
+from llava.model.splice import placeholder_mask, splice
 from llava.synth import CLASSES, World
+from llava.tasks.answers import MOST, write_counts, write_places
+from llava.tasks.labels import BUILDING, ROAD, labels_from_mask
 from llava.train.tokenizer import train_tokenizer
 
 PATCH = 16
@@ -117,6 +124,14 @@ class View:
     """Of roads and of buildings, of 255: uint8 [2, 4 g, 4 g] for g x g patches."""
     middles: np.ndarray
     """In which patches a building has its middle: uint8 [g, g]."""
+    answers: tuple[str, ...]
+    """To `ASKED`."""
+
+
+ASKED = (
+    "How many roads and how many buildings are there?",
+    "In which cells of a three by three grid are roads, and in which are buildings?",
+)
 
 
 FINE = 4
@@ -150,7 +165,14 @@ def views_of(task: tuple[int, int, int, int]) -> list[View]:
                 if thing.name in BUILDINGS and thing.presence in (date, "both"):
                     x0, y0, x1, y1 = thing.box
                     middles[(y0 + y1) * grid // (2 * len(pixels)), (x0 + x1) * grid // (2 * len(pixels))] = 1
-            found.append(View(small.transpose(2, 0, 1), np.stack([np.asarray(x) for x in shares]), middles))
+            roads, buildings = (np.isin(classes, names) for names in wanted)
+            labels = labels_from_mask(roads * np.uint8(ROAD) + buildings * np.uint8(BUILDING))
+            answers = (
+                write_counts(min(labels.roads, MOST), min(labels.buildings, MOST)).replace(" new", ""),
+                write_places(labels.road_places, labels.building_places),
+            )
+            fields = np.stack([np.asarray(x) for x in shares])
+            found.append(View(small.transpose(2, 0, 1), fields, middles, answers))
     return found
 
 
@@ -179,11 +201,61 @@ class Eyes(nn.Module):
         }
 
 
-WEIGHTS = {"shares": 4.0, "middles": 4.0, "places": 0.2}
+class Words:
+    """The questions about a single image as branches of one row, and their loss."""
+
+    def __init__(self, model: ChangeVLMForConditionalGeneration, processor: ChangeVLMProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.collate = BranchCollator(processor.tokenizer.pad_token_id)
+
+    def sample(self, view: View) -> Sample:
+        """A row without its image."""
+        branches = []
+        for question, answer in zip(ASKED, view.answers, strict=True):
+            content = text_to_content(f"<image>\n{question}")
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+            coded = self.processor.encode(messages)
+            branches.append(Branch([], [], coded["input_ids"], coded["labels"]))
+        start = next(
+            k for k, both in enumerate(zip(*(b.answer for b in branches), strict=False)) if len({*both}) > 1
+        )
+        prompt = self.processor.expand(branches[0].answer[:start], [self.processor.image_seq_length])
+        answers = [(branch.answer[start:], branch.answer_labels[start:]) for branch in branches]
+        return Sample("", torch.empty(0), prompt, [IGNORE] * len(prompt), answers)
+
+    def loss(self, views: list[View], patches: Tensor) -> Tensor:
+        """Mean over the answers' tokens, for the tower's patches [M, N, D]."""
+        batch = self.collate([self.sample(view) for view in views])
+        model, ids = self.model.model, batch["input_ids"]
+        image = ids == model.config.image_token_id
+        embeds = splice(
+            model.get_input_embeddings()(ids.masked_fill(image, 0)),
+            placeholder_mask(ids, model.config.image_token_id),
+            model.projector(patches).flatten(0, 1),
+        )
+        out = model(
+            inputs_embeds=embeds,
+            segments=batch["segments"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        )
+        target = F.pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
+        kept = target != IGNORE
+        return F.cross_entropy(self.model.lm_head(out.last_hidden_state[kept]), target[kept])
 
 
-def look(model: ChangeVLMForConditionalGeneration, pairs: int, epochs: int, workers: int, seed: int) -> None:
-    """Train the tower on both dates of so many pairs."""
+WEIGHTS = {"words": 1.0, "shares": 4.0, "middles": 4.0, "places": 0.2}
+
+
+def look(
+    model: ChangeVLMForConditionalGeneration,
+    processor: ChangeVLMProcessor,
+    pairs: int,
+    epochs: int,
+    workers: int,
+    seed: int,
+) -> None:
+    """Train all of it on both dates of so many pairs."""
     config: Any = model.config
     grid, size, width = config.grid, config.vision_config.image_size, config.vision_config.hidden_size
     began, step = time.monotonic(), 50
@@ -193,19 +265,21 @@ def look(model: ChangeVLMForConditionalGeneration, pairs: int, epochs: int, work
     print(f"{len(views)} images in {time.monotonic() - began:.0f} s", flush=True)
     torch.manual_seed(seed)
     tower, heads = model.model.vision_tower, Eyes(width, grid)
-    learned = [*tower.parameters(), *heads.parameters()]
+    words = Words(model, processor)
+    learned = [*model.parameters(), *heads.parameters()]
     batch = 32
     steps = len(views) // batch * epochs
     optimizer = torch.optim.AdamW(learned, lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     began, sums = time.monotonic(), dict.fromkeys(WEIGHTS, 0.0)
-    tower.train()
+    model.train()
     for number, chosen in enumerate(batches(len(views), batch, epochs, seed), 1):
         drawn = [views[i] for i in chosen]
         pixels = torch.from_numpy(np.stack([view.pixels for view in drawn])).float().div_(127.5).sub_(1)
         shares = torch.from_numpy(np.stack([view.shares for view in drawn])).float() / 255
         middles = torch.from_numpy(np.stack([view.middles for view in drawn])).float()
-        losses = heads(tower(pixels)[-1], shares, middles)
+        patches = tower(pixels)[-1]
+        losses = {"words": words.loss(drawn, patches), **heads(patches, shares, middles)}
         sum((WEIGHTS[name] * loss for name, loss in losses.items()), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -331,7 +405,7 @@ def main() -> None:
         model, processor = delta(args.base, {"kind": args.delta}, args.seed)
     else:
         model, processor = start(args.words)
-        look(model, args.pairs, args.epochs, args.workers, args.seed)
+        look(model, processor, args.pairs, args.epochs, args.workers, args.seed)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")
