@@ -47,7 +47,7 @@ from llava.model.delta_vlm.processing import CLIP_MEAN, CLIP_STD, DeltaVLMProces
 from llava.model.processing import ChangeVLMProcessor, add_image_token
 from llava.model.splice import placeholder_mask, splice
 from llava.synth import CLASSES, World
-from llava.tasks.answers import MOST, write_counts, write_places
+from llava.tasks.answers import write_counts, write_places
 from llava.tasks.labels import BUILDING, ROAD, labels_from_mask
 from llava.train.tokenizer import train_tokenizer
 
@@ -67,14 +67,16 @@ QFORMER = {
 }
 
 
-AROUND = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", PAIR_INTRODUCTION + QUESTION)
-"""What the chat templates of both families, and the question for a caption, put around the words of records."""
-AROUND_DELTA = "Question: Answer:"
+AROUND = (
+    *("system\nYou are a helpful assistant.", "user\n", "assistant\n", PAIR_INTRODUCTION + QUESTION),
+    "Question: Answer:",  # a DeltaVLM's
+)
+"""What prompts put around the words of records, and the question for a caption."""
 
 
 def words_of(path: Path) -> list[str]:
     """Captions, questions and answers of the first records of a file, and what stands around them."""
-    texts = [*AROUND, AROUND_DELTA] * 20
+    texts = [*AROUND] * 20
     with path.open(encoding="utf-8") as lines:
         for line in islice(lines, READ):
             record = parse_record(json.loads(line), str(path))
@@ -137,7 +139,7 @@ ASKED = (
 FINE = 4
 """Fields that a patch is told apart into, each way."""
 SCENES_SEED = 9000
-"""Of the world that the tower looks at: no scene is one of the data."""
+"""Of the world that is looked at: no scene is one of the data."""
 BUILDINGS = ("house", "building")
 
 
@@ -168,7 +170,7 @@ def views_of(task: tuple[int, int, int, int]) -> list[View]:
             roads, buildings = (np.isin(classes, names) for names in wanted)
             labels = labels_from_mask(roads * np.uint8(ROAD) + buildings * np.uint8(BUILDING))
             answers = (
-                write_counts(min(labels.roads, MOST), min(labels.buildings, MOST)).replace(" new", ""),
+                write_counts(labels.roads, labels.buildings).replace(" new", ""),
                 write_places(labels.road_places, labels.building_places),
             )
             fields = np.stack([np.asarray(x) for x in shares])
@@ -227,12 +229,9 @@ class Words:
         """Mean over the answers' tokens, for the tower's patches [M, N, D]."""
         batch = self.collate([self.sample(view) for view in views])
         model, ids = self.model.model, batch["input_ids"]
-        image = ids == model.config.image_token_id
-        embeds = splice(
-            model.get_input_embeddings()(ids.masked_fill(image, 0)),
-            placeholder_mask(ids, model.config.image_token_id),
-            model.projector(patches).flatten(0, 1),
-        )
+        image = placeholder_mask(ids, model.config.image_token_id)
+        embeds = model.get_input_embeddings()(ids.masked_fill(image, 0))
+        embeds = splice(embeds, image, model.projector(patches).flatten(0, 1))
         out = model(
             inputs_embeds=embeds,
             segments=batch["segments"],
@@ -389,7 +388,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--words", type=Path, help="records (JSON Lines) to take words from")
     parser.add_argument(
-        "--pairs", type=int, default=6000, help="whose images the tower sees (default: %(default)s)"
+        "--pairs", type=int, default=6000, help="whose images it looks at (default: %(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=10, help="how often (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")

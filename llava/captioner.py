@@ -13,20 +13,22 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
-from llava.data.conversation import QUESTION
 from llava.data.images import load_pair
 from llava.errors import CheckpointError, ConfigError, DownloadError, LlavaError, MissingDependencyError
 from llava.family import AnyModel, AnyProcessor, Rounds, family_at, family_of
 from llava.generation import Encoded, Generated, Generation, generate
 from llava.model.change_map import change_map
 from llava.model.checkpoint import HUB_OPTIONS
+from llava.registry import pick
 from llava.tasks.caption import says_change
+from llava.tasks.definitions import TASKS
+from llava.tasks.reading import read_answer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 TINY = "tiny"
 """Name of the model that ships with the package; it knows the synthetic world only."""
+
+_Q = TypeVar("_Q", str, str | Sequence[str])
 
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
@@ -67,6 +71,24 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """All fields but the map, ready for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "map"}
+
+
+@dataclass(frozen=True)
+class TaskAnswer:
+    """What the model said to one of the six tasks, and what that means."""
+
+    task: str
+    rounds: tuple[tuple[str, Answer], ...]
+    """Question and answer: one, or a dialogue's three."""
+    parsed: Any
+    """The last answer as its task reads it, see `llava.tasks.reading.read_answer`; of a dialogue, all its answers."""
+    valid: bool
+    """Whether it could be read."""
+
+    @property
+    def answer(self) -> Answer:
+        """The last one."""
+        return self.rounds[-1][1]
 
 
 class PairPixels(NamedTuple):
@@ -193,13 +215,13 @@ class ChangeCaptioner:
             ImageError: an image cannot be used; it is named.
             ConfigError: a wrong option, or a map of a model without fusion.
         """
-        return self.ask(before, after, QUESTION, return_map=return_map, **options)
+        return self.ask(before, after, return_map=return_map, **options)
 
     def ask(
         self,
         before: ImageSource,
         after: ImageSource,
-        question: str,
+        question: str | None = None,
         *,
         history: Rounds | None = None,
         return_map: bool = False,
@@ -208,13 +230,30 @@ class ChangeCaptioner:
         """Answer one question about a pair; for several use `chat`, which reads the pair once. As `caption`.
 
         Args:
+            question: `caption_question` by default.
             history: rounds of (question, answer) before it, oldest first.
         """
         started = time.perf_counter()
         if return_map:
             self._need_fusion()
         chat = self.chat(before, after, history or ())
-        return chat._ask(question, options, started, return_map=return_map)
+        return chat._ask(self._question(question), options, started, return_map=return_map)
+
+    def ask_task(
+        self,
+        before: ImageSource,
+        after: ImageSource,
+        task: str,
+        question: str | None = None,
+        *,
+        history: Rounds | None = None,
+        **options: Unpack[Options],
+    ) -> TaskAnswer:
+        """One of the six tasks about a pair, and what the answer means; see `ChangeChat.ask_task`.
+
+        captioner.ask_task("before.png", "after.png", "count").parsed      # {"roads": 1, "buildings": 4}
+        """
+        return self.chat(before, after, history or ()).ask_task(task, question, **options)
 
     def chat(self, before: ImageSource, after: ImageSource, history: Rounds = ()) -> ChangeChat:
         """A conversation about a pair, which is read and encoded here and never again.
@@ -230,14 +269,14 @@ class ChangeCaptioner:
         self, before: ImageSource, after: ImageSource, question: str | None = None, **options: Unpack[Options]
     ) -> Generator[str, None, None]:
         """The caption, or the answer to `question`, piece by piece as it is made; see `ChangeChat.stream`."""
-        yield from self.chat(before, after).stream(QUESTION if question is None else question, **options)
+        yield from self.chat(before, after).stream(question, **options)
 
     def caption_batch(
         self,
         pairs: Sequence[tuple[ImageSource, ImageSource]],
         batch_size: int = 8,
         *,
-        question: str | Sequence[str] = QUESTION,
+        question: str | Sequence[str] | None = None,
         history: Sequence[Rounds] | None = None,
         **options: Unpack[Options],
     ) -> list[Answer]:
@@ -245,7 +284,7 @@ class ChangeCaptioner:
 
         Args:
             pairs: (before, after), each as for `caption`.
-            question: one for all pairs, or one a pair.
+            question: one for all pairs, or one a pair; `caption_question` by default.
             history: for each pair, the rounds of (question, answer) before its question.
 
         Raises:
@@ -253,7 +292,7 @@ class ChangeCaptioner:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        asked = _asked(question, history, len(pairs))
+        asked = _asked(self._question(question), history, len(pairs))
         how = self.generation.but(options)
         answers: list[Answer] = []
         for i in range(0, len(pairs), batch_size):
@@ -273,9 +312,9 @@ class ChangeCaptioner:
         values: torch.Tensor = self.processor.image_processor.preprocess(list(pair))["pixel_values"]
         return PairPixels(values, (pair[1].height, pair[1].width))
 
-    def prompt_ids(self, question: str = QUESTION, history: Rounds = ()) -> list[int]:
+    def prompt_ids(self, question: str | None = None, history: Rounds = ()) -> list[int]:
         """The tokens of a question about a pair, after the rounds of `history`; images as their placeholders."""
-        return self.family.prompt_ids(self.processor, question, history)
+        return self.family.prompt_ids(self.processor, self._question(question), history)
 
     def encode_batch(self, pairs: Sequence[PairPixels]) -> EncodedPairs:
         """Read pairs as far as no question changes; `answer_batch` goes on from there, as often as it is called."""
@@ -285,7 +324,7 @@ class ChangeCaptioner:
     def answer_batch(
         self,
         pairs: Sequence[PairPixels] | EncodedPairs,
-        question: str | Sequence[str] = QUESTION,
+        question: str | Sequence[str] | None = None,
         *,
         history: Sequence[Rounds] | None = None,
         map_side: int | None = None,
@@ -295,7 +334,7 @@ class ChangeCaptioner:
 
         Args:
             pairs: or what `encode_batch` made of them, which saves reading them again for each question.
-            question: one for all pairs, or one a pair.
+            question: one for all pairs, or one a pair; `caption_question` by default.
             history: for each pair, the rounds of (question, answer) before its question, oldest first.
             map_side: put change maps into the answers, with a longer side of so many pixels.
             options: fields of `llava.generation.Generation` for this call.
@@ -304,7 +343,7 @@ class ChangeCaptioner:
             ConfigError: a wrong option, or maps of a model without fusion.
         """
         started = time.perf_counter()
-        asked = _asked(question, history, len(pairs))
+        asked = _asked(self._question(question), history, len(pairs))
         if map_side is not None:
             self._need_fusion()
         return self._answer_batch(pairs, asked, self.generation.but(options), started, map_side)
@@ -324,6 +363,15 @@ class ChangeCaptioner:
         pair = self.read(before, after)
         pixels = pair.values[None].to(self.model.device, self.model.dtype)
         return self._map(self.model.get_image_features(pixels).change, pair.size, score)
+
+    @property
+    def caption_question(self) -> str:
+        """What the model was taught to answer with a caption: it is kept with the processor."""
+        return self.processor.caption_question
+
+    def _question(self, asked: _Q | None) -> _Q | str:
+        """What is asked, by default for a caption."""
+        return self.caption_question if asked is None else asked
 
     @property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -391,7 +439,7 @@ class ChangeCaptioner:
         text = self._decode(generated.ids)
         return Answer(
             text=text,
-            changed=says_change(text) if question == QUESTION else None,
+            changed=says_change(text) if question == self.caption_question else None,
             log_probability=generated.log_probability,
             confidence=math.exp(generated.log_probability / len(generated.ids)),
             tokens=len(generated.ids),
@@ -468,15 +516,15 @@ class ChangeChat:
         self._before = ()
         self._rounds.clear()
 
-    def ask(self, question: str = QUESTION, **options: Unpack[Options]) -> Answer:
+    def ask(self, question: str | None = None, **options: Unpack[Options]) -> Answer:
         """Answer a question in the light of the rounds before it.
 
         Raises:
             DataError: the conversation has grown longer than the model can read.
         """
-        return self._ask(question, options, time.perf_counter())
+        return self._ask(self._captioner._question(question), options, time.perf_counter())
 
-    def stream(self, question: str = QUESTION, **options: Unpack[Options]) -> Generator[str, None, None]:
+    def stream(self, question: str | None = None, **options: Unpack[Options]) -> Generator[str, None, None]:
         """The answer piece by piece; joined they are the answer's text. Afterwards `history[-1]` holds it
         all.
 
@@ -487,6 +535,7 @@ class ChangeChat:
             ConfigError: with several beams, whose answer is known at the end only.
         """
         started = time.perf_counter()
+        asked = self._captioner._question(question)
         how = self._captioner.generation.but(options)
         if how.num_beams > 1:
             raise ConfigError(f"num_beams={how.num_beams} cannot be streamed; use ask, or num_beams=1")
@@ -499,7 +548,7 @@ class ChangeChat:
 
         def work() -> None:
             try:
-                finished.append((question, self._run(question, how, started, streamer=streamer, stop=stop)))
+                finished.append((asked, self._run(asked, how, started, streamer=streamer, stop=stop)))
             except BaseException as error:  # raised again in the caller's thread
                 failure.append(error)
                 streamer.on_finalized_text("", stream_end=True)  # releases the caller, who waits for text
@@ -514,6 +563,27 @@ class ChangeChat:
         if failure:
             raise failure[0]
         self._rounds += finished
+
+    def ask_task(self, task: str, question: str | None = None, **options: Unpack[Options]) -> TaskAnswer:
+        """One of the six tasks: its own questions, answered in its own way, and what that means.
+
+        Args:
+            task: caption, binary, count, loc, open or dialog, which asks three questions in turn.
+            question: in place of the task's own; of a caption the model's own is the default.
+            options: fields of `llava.generation.Generation`, before those of the task.
+
+        Raises:
+            ConfigError: no such task.
+        """
+        one = pick(TASKS, task, what="task")
+        own = (self._captioner.caption_question,) if task == "caption" else one.rounds
+        how = {"num_beams": one.num_beams, "max_new_tokens": one.max_new_tokens, **options}
+        asked = own if question is None else (question,)
+        rounds = tuple((text, self.ask(text, **cast("Options", how))) for text in asked)
+        said = [answer.text for _, answer in rounds]
+        # a dialogue with one question of one's own is none that could be read
+        reading = "open" if task == "dialog" and question is not None else task
+        return TaskAnswer(task, rounds, *read_answer(reading, said[-1], said))
 
     def change_map(self, *, score: str | None = None) -> np.ndarray:
         """As `ChangeCaptioner.change_map`, from what is encoded already."""

@@ -217,6 +217,27 @@ def _leave(session: _Session, patience: float) -> None:
         return
 
 
+def disband(timeout: float = TIMEOUT) -> None:
+    """The last act of the processes of a training run: wait for one another, and end their process group.
+
+    One that ends while its group's threads still run may abort at exit, and its launcher then stops the others, of
+    which rank 0 may still be writing the model. On one process nothing happens.
+
+    Raises:
+        RankError: another process does not come to its end.
+    """
+    global _session
+    session = _current()
+    if session is None or session.group is None:
+        return
+    gather(None, "the end of the run", timeout)
+    on_main(lambda: None, "the end of the run", timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _leave(session, 60.0)
+    _session = None
+    dist.destroy_process_group()
+
+
 def rank() -> int:
     """This process's number, 0 on one process."""
     session = _current()

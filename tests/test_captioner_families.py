@@ -15,6 +15,8 @@ from llava.errors import CheckpointError, ConfigError, DataError
 from llava.family import family_of
 from llava.generation import Generation
 from llava.model.delta_vlm.processing import DeltaVLMProcessor
+from llava.tasks.definitions import TASKS
+from llava.tasks.reading import read_answer
 from tests import tiny
 from tests.model.delta_vlm import tiny as delta
 from tests.test_captioner import counted
@@ -105,6 +107,50 @@ def test_a_batch_with_histories_says_what_single_calls_say(
         assert alike(batch, single)
     read = [captioner.read(*pair) for pair in pairs]
     assert alike(captioner.answer_batch(read, QUESTIONS, history=HISTORIES, **options), single)
+
+
+def test_what_is_asked_for_a_caption_goes_with_the_model(captioner: ChangeCaptioner, tmp_path: Path) -> None:
+    assert captioner.caption_question == QUESTION
+    mine = "Please say, in one sentence: what is new?"
+    captioner.model.save_pretrained(tmp_path)
+    captioner.processor.save_pretrained(tmp_path)
+    processor = type(captioner.processor).from_pretrained(tmp_path)
+    processor.caption_question = mine
+    processor.save_pretrained(tmp_path)
+    taught = ChangeCaptioner.from_pretrained(tmp_path, device="cpu", generation=SHORT)
+    pair = random_pair(0)
+    wanted = captioner.ask(*pair, mine)
+    chat = taught.chat(*pair)
+    said = [
+        taught.caption(*pair),
+        taught.ask(*pair),
+        taught.caption_batch([pair])[0],
+        taught.answer_batch([taught.read(*pair)])[0],
+        chat.ask(),
+    ]
+    assert alike(said, [wanted] * 5)
+    assert "".join(taught.stream(*pair)) == wanted.text
+    assert chat.rounds == ((mine, wanted.text),)
+    # says whether there is a change, as the answer to another question does not
+    assert all(answer.changed is not None for answer in said)
+    assert wanted.changed is None and taught.ask(*pair, QUESTION).changed is None
+
+
+def test_tasks_are_asked_in_their_own_way_and_read(captioner: ChangeCaptioner) -> None:
+    pair = random_pair(0)
+    for name, task in TASKS.items():
+        found = captioner.ask_task(*pair, name, max_new_tokens=6)
+        assert [question for question, _ in found.rounds] == list(task.rounds)
+        chat, how = captioner.chat(*pair), {"num_beams": task.num_beams, "max_new_tokens": 6}
+        said = [chat.ask(question, **how) for question in task.rounds]  # type: ignore[arg-type]
+        assert alike([answer for _, answer in found.rounds], said) and found.answer == found.rounds[-1][1]
+        assert (found.parsed, found.valid) == read_answer(name, said[-1].text, [one.text for one in said])
+    mine = captioner.ask_task(*pair, "count", "How many roads?", history=HISTORIES[0], num_beams=2)
+    wanted = captioner.ask(*pair, "How many roads?", history=HISTORIES[0], num_beams=2, max_new_tokens=32)
+    assert alike([mine.answer], [wanted])
+    assert captioner.ask_task(*pair, "dialog", "why").parsed is None
+    with pytest.raises(ConfigError, match="binary"):
+        captioner.ask_task(*pair, "colour")
 
 
 def test_a_conversation_encodes_its_pair_once_and_answers_as_a_full_run(captioner: ChangeCaptioner) -> None:

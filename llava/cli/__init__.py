@@ -12,6 +12,7 @@ COMMANDS = (
     "ask",
     "chat",
     "quickstart",
+    "smoke",
     "synth",
     "data",
     "train",

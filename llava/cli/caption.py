@@ -114,14 +114,13 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _one(args: argparse.Namespace) -> int:
-    from llava.data.conversation import QUESTION
     from llava.data.images import load_pair
 
     if args.out is not None:
         raise ConfigError("--out is for two folders or --list; for one pair use --json, or > FILE")
     before, after = load_pair(args.before, args.after, allow_url=args.allow_url)
     captioner = load_captioner(args, num_beams=args.num_beams)
-    answer = captioner.ask(before, after, args.question or QUESTION, return_map=args.save_map is not None)
+    answer = captioner.ask(before, after, args.question, return_map=args.save_map is not None)
     if args.save_map is not None:
         _save_map(after, answer, args.save_map)
     if args.json:
@@ -147,7 +146,6 @@ def _save_map(after: "Image.Image", answer: "Answer", path: Path) -> None:
 
 
 def _many(args: argparse.Namespace) -> int:
-    from llava.data.conversation import QUESTION
     from llava.data.pairs import match_folders, read_pairs
     from llava.data.results import ResultFile
 
@@ -166,7 +164,7 @@ def _many(args: argparse.Namespace) -> int:
         print(f"{len(pairs)} pairs, {len(alone)} images without a partner", file=sys.stderr)
     settings = {
         "model": args.model,
-        "question": args.question or QUESTION,
+        "question": args.question,
         "max_new_tokens": args.max_new_tokens,
         "num_beams": args.num_beams,
     }
@@ -262,11 +260,9 @@ def _records(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from llava.data.conversation import QUESTION
-
     try:
         answers = captioner.caption_batch(
-            [pictures for _, pictures in batch], args.batch_size, question=args.question or QUESTION
+            [pictures for _, pictures in batch], args.batch_size, question=args.question
         )
     except torch.OutOfMemoryError as error:
         raise LlavaError(

@@ -172,6 +172,12 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--caption-question", metavar="TEXT", help="conversations with this one question become captions"
     )
     parser.add_argument(
+        "--question-out",
+        type=Path,
+        metavar="FILE",
+        help="also write what the captions answer in the corpus: `question: {file: FILE}` of a training config",
+    )
+    parser.add_argument(
         "--task-question",
         action="append",
         default=[],
@@ -331,6 +337,7 @@ def _convert(args: argparse.Namespace) -> int:
         split=args.split,
         max_captions=args.max_captions,
         options=options,
+        question_out=args.question_out,
         overwrite=args.overwrite,
     )
     for message in done.faults:

@@ -203,7 +203,6 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "EvalSettings":
-    from llava.data.conversation import QUESTION
     from llava.eval.run import EvalSettings
     from llava.eval.task_scores.texts import read_words
     from llava.generation import Generation
@@ -217,7 +216,7 @@ def _settings(args: argparse.Namespace) -> "EvalSettings":
     given |= {name: True for name in ("static_cache", "compile") if getattr(args, name)}
     lists = {"caption": args.words, "open": args.open_words}
     return EvalSettings(
-        question=args.question or QUESTION,
+        question=args.question,
         batch_size=args.batch_size,
         generation=Generation().but(given),  # type: ignore[arg-type]
         decode=args.decode,

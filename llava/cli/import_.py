@@ -71,6 +71,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="auto leaves out a CSRM that was never trained (the default)",
     )
     release.add_argument(
+        "--caption-question",
+        metavar="TEXT",
+        help="what it is asked for a caption: the most frequent question of ChangeChat-105k's training file "
+        "(default: this package's)",
+    )
+    release.add_argument(
         "--trust-file",
         action="store_true",
         help="open a pickle that holds more than tensors: whoever made it can run anything on this machine",
@@ -127,9 +133,10 @@ def _take_release(args: argparse.Namespace) -> int:
             vision=args.vision_model or VISION,
             qformer_tokenizer=args.qformer_tokenizer,
             fusion=args.fusion,
+            caption_question=args.caption_question,
             trust=args.trust_file,
         )
-        for reason in made.evidence.reasons:
+        for reason in (*made.remarks, *made.evidence.reasons):
             print(f"note: {reason}", file=sys.stderr)
         kind = made.config.fusion["kind"]
         print(f"CSRM: {made.evidence.verdict}; the model's fusion is {kind}", file=sys.stderr)

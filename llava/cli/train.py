@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(config: Any) -> int:
+    from llava import distributed
     from llava.train.guard import Interrupted
     from llava.train.run import finished, train
 
@@ -119,10 +120,12 @@ def _train(config: Any) -> int:
         if main:
             print(f"{config.output_dir}: this run has ended before; resume_from_checkpoint=never trains anew")
         return 0
+    status = 0
     try:
         train(config)
-    except Interrupted as stop:
+    except Interrupted as stop:  # on all processes
         if main:
             print(f"llava.train: {stop}", file=sys.stderr)
-        return stop.status
-    return 0
+        status = stop.status
+    distributed.disband()
+    return status

@@ -62,9 +62,8 @@ class BranchCollator:
             padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
             for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
             images differ; `changed_share` [B, N, C] and `object_middles` [B, N, K] where all samples have them. For a
-            Q-Former `qformer_input_ids` and
-            `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions are not of one pair each: in
-            the order in which the rows hold them, Q = B where none shares one.
+            Q-Former `qformer_input_ids` and `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions
+            are not of one pair each: in the order in which the rows hold them, Q = B where none shares one.
             `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
         """
         taught = [sample for sample in samples if sample.answers]

@@ -41,6 +41,7 @@ def convert(
     split: str | None = None,
     max_captions: int | None = None,
     options: Options | None = None,
+    question_out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Converted:
     """Write the records of a published corpus as JSON Lines.
@@ -53,11 +54,14 @@ def convert(
             source with several splits is refused: test pairs would end up among training pairs.
         max_captions: keep at most so many captions of a pair, drawn by the uid: the same ones in every run.
         options: of the reader; its `faults` decide whether a faulty entry ends the conversion.
+        question_out: also write what most captions answer in the source's own words: `question: {file: F}` of a
+            training config.
         overwrite: replace files that are there.
 
     Raises:
         ConfigError: an unknown source, or options that do not go together.
-        DataError: a fault in the source, a uid that comes twice, files in the way; nothing is written then.
+        DataError: a fault in the source, a uid that comes twice, files in the way, or `question_out` where captions
+            answer no question; nothing is written then.
     """
     out, options = Path(out), options or Options()
     by_split = SPLIT_MARK in out.name
@@ -98,6 +102,12 @@ def convert(
         if kept is None:
             held = f"; it has {', '.join(sorted(filter(None, seen)))}" if seen else ""
             raise DataError(f"{source}: no record of {split or 'any split'}{held}")
+        if question_out is not None:
+            if not asked:
+                raise DataError(
+                    f"{source}: no caption answers a question, so there is none for {question_out}"
+                )
+            writers.write_text(Path(question_out), f"{asked.most_common(1)[0][0]}\n")
         files = writers.finish()
     return Converted(files, dict(seen), list(options.faults.messages), dict(asked.most_common()))
 
@@ -124,12 +134,16 @@ class _Writers:
 
     def write(self, path: Path, record: Record) -> None:
         """Add a record to a file."""
+        self.write_text(path, json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
+        self._counts[path] += 1
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Add a text to a file."""
         file = self._open.get(path) or self._start(path)
         try:
-            file.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
+            file.write(text)
         except OSError as error:
             raise DataError(f"{path} cannot be written ({error})") from error
-        self._counts[path] += 1
 
     def finish(self) -> dict[Path, int]:
         """Give all files their names; returns the number of records in each."""

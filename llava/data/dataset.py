@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava.data.augment import Augmentation, View
-from llava.data.conversation import IGNORE, QUESTION, LabelRule
+from llava.data.conversation import IGNORE, LabelRule
 from llava.data.encode import Branch, Ids, Rounds, Row, bound_of, encoder_of
 from llava.data.images import load_image, load_pair
 from llava.data.record import Record
@@ -82,7 +82,6 @@ class PairDataset(Dataset[Sample]):
             drawn by seed, epoch and uid.
         one_pass: with "all", records of one listing with the same two image files are one sample. False: every caption
             is a sample of its own, as in published code.
-        question: what a caption answers.
         labels: see `llava.data.conversation.labels_from_spans`.
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
@@ -109,7 +108,6 @@ class PairDataset(Dataset[Sample]):
         *,
         captions: CaptionChoice = "all",
         one_pass: bool = True,
-        question: str = QUESTION,
         labels: LabelRule = "answer",
         task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
@@ -134,7 +132,7 @@ class PairDataset(Dataset[Sample]):
         self.captions, self.on_error, self.seed = captions, on_error, seed
         self.mask_grid, self.mask_objects = mask_grid, mask_objects
         self.max_length = max_length
-        self.encoder = encoder_of(processor, question, labels)
+        self.encoder = encoder_of(processor, labels)
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
         self._order = np.arange(len(records))
         """[R], numbers of records, those of a pair beside one another."""

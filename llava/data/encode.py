@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llava.data.conversation import IGNORE, IMAGE_TOKEN, QUESTION, LabelRule, pair_conversation
+from llava.data.conversation import IGNORE, IMAGE_TOKEN, LabelRule, pair_conversation
 from llava.errors import ConfigError
 from llava.model.processing import ChangeVLMProcessor
 
@@ -100,7 +100,6 @@ class BranchEncoder:
 
     Args:
         processor: of the model to be trained.
-        question: what a caption answers.
         labels: see `llava.data.conversation.labels_from_spans`.
 
     Raises:
@@ -110,10 +109,9 @@ class BranchEncoder:
     row_a_question = False
     """Whether each round of a dialogue is a branch of its own."""
 
-    def __init__(
-        self, processor: ChangeVLMProcessor, question: str = QUESTION, labels: LabelRule = "answer"
-    ) -> None:
-        self.processor, self.question, self.labels = processor, question, labels
+    def __init__(self, processor: ChangeVLMProcessor, labels: LabelRule = "answer") -> None:
+        self.processor, self.labels = processor, labels
+        self.question = question = processor.caption_question
         self._prompts: _Recent[tuple[str, list[int]]] = _Recent(PROMPTS_KEPT)
         self._captions: _Recent[Branch] = _Recent(CAPTIONS_KEPT)
         self._tail: _Tail | None = None
@@ -137,7 +135,7 @@ class BranchEncoder:
                 self._tail = None
 
     def caption(self, text: str) -> Branch:
-        """A caption as the answer to `question`."""
+        """A caption as the answer to the model's question for one."""
         return self._captions.get(
             text, lambda: self._appended(text) or self.conversation(((self.question, text),))
         )
@@ -226,7 +224,6 @@ class QuestionEncoder:
 
     Args:
         processor: of the model to be trained.
-        question: what a caption answers.
 
     Raises:
         ConfigError: another label rule than "answer".
@@ -234,14 +231,13 @@ class QuestionEncoder:
 
     row_a_question = True
 
-    def __init__(
-        self, processor: "DeltaVLMProcessor", question: str = QUESTION, labels: LabelRule = "answer"
-    ) -> None:
+    def __init__(self, processor: "DeltaVLMProcessor", labels: LabelRule = "answer") -> None:
         if labels != "answer":
             raise ConfigError(
                 f"labels={labels!r}: a DeltaVLM learns answers and their end alone, labels: answer"
             )
-        self.processor, self.question = processor, question
+        self.processor = processor
+        self.question = question = processor.caption_question
         self._prompts: _Recent[tuple[list[int], tuple[int, ...]]] = _Recent(PROMPTS_KEPT)
         self._captions: _Recent[Branch] = _Recent(CAPTIONS_KEPT)
         self.start = len(self._asked(question, ())[0])
@@ -249,7 +245,7 @@ class QuestionEncoder:
         self.per_round = processor.num_query_tokens + bound_of(two) + _SLACK
 
     def caption(self, text: str) -> Branch:
-        """A caption as the answer to `question`."""
+        """A caption as the answer to the model's question for one."""
         return self._captions.get(text, lambda: self.conversation(((self.question, text),)))
 
     def conversation(self, rounds: Rounds) -> Branch:
@@ -297,17 +293,15 @@ def _weights(branches: Sequence[Branch]) -> tuple[float, ...]:
     return () if set(found) == {1.0} else found
 
 
-def encoder_of(
-    processor: "AnyProcessor", question: str = QUESTION, labels: LabelRule = "answer"
-) -> BranchEncoder | QuestionEncoder:
+def encoder_of(processor: "AnyProcessor", labels: LabelRule = "answer") -> BranchEncoder | QuestionEncoder:
     """What makes rows of a model's kind of records.
 
     Raises:
         ConfigError: see there.
     """
     if isinstance(processor, ChangeVLMProcessor):
-        return BranchEncoder(processor, question, labels)
-    return QuestionEncoder(processor, question, labels)
+        return BranchEncoder(processor, labels)
+    return QuestionEncoder(processor, labels)
 
 
 _PROBES = ("a road is built", "2 houses, new (left).")

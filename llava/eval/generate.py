@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zlib import crc32
 
-from llava.data.conversation import QUESTION
 from llava.data.record import Record
 from llava.errors import DataError, ImageError, LlavaError
 
@@ -128,7 +127,7 @@ def answer_batches(
 
     Args:
         how: the settings of every batch.
-        questions: uid -> question; the caption's by default.
+        questions: uid -> question; the model's own for a caption by default.
         map_side: also give change maps, with a longer side of so many pixels.
     """
     asked = questions or {}
@@ -136,7 +135,7 @@ def answer_batches(
         captioner,
         [Batch(records=batch, how=how, map_side=map_side) for batch in batches],
         root,
-        {r.uid: Ask(questions=(asked.get(r.uid, QUESTION),)) for batch in batches for r in batch},
+        {r.uid: Ask(questions=(asked.get(r.uid, captioner.caption_question),)) for b in batches for r in b},
         workers=workers,
         skip_errors=skip_errors,
         autocast=autocast,

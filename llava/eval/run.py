@@ -30,7 +30,6 @@ from torch import nn
 
 from llava import __version__, distributed
 from llava.captioner import ChangeCaptioner
-from llava.data.conversation import QUESTION
 from llava.data.mixture import unique
 from llava.data.record import Record
 from llava.errors import ConfigError, DataError, ImageError, MissingDependencyError
@@ -75,8 +74,9 @@ _AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 class EvalSettings:
     """How an evaluation is done."""
 
-    question: str = QUESTION
-    """What is asked of every pair, where the call names no questions of its own."""
+    question: str | None = None
+    """What is asked of every pair, where the call names no questions of its own; by default the model's own question
+    for a caption."""
     batch_size: int = 16
     """Pairs at once on each process."""
     generation: Generation | None = None
@@ -186,7 +186,7 @@ def run_evaluation(
         out: folder for predictions.jsonl, metrics.json and report.html, the same for all processes; in it a
             broken-off run goes on. None writes nothing.
         settings: see there.
-        questions: uid -> question, for those that are not asked `settings.question`.
+        questions: uid -> question, for those that are asked another one than all.
         name: what the model is called in the files; the captioner's name by default.
         data: what the records are called in the files.
 
@@ -200,15 +200,16 @@ def run_evaluation(
     settings = settings or EvalSettings()
     net = _whole(model.model if isinstance(model, ChangeCaptioner) else model)
     distributed.on_main(lambda: _check(records, settings), "checking the records", settings.timeout)
-    job = _Job(
-        records=unique(records),
-        root=Path(root),
-        out=None if out is None else Path(out),
-        settings=settings,
-        questions=questions or {},
-    )
     with _evaluating(net):
         captioner = model if isinstance(model, ChangeCaptioner) else _captioner(net, processor)
+        job = _Job(
+            records=unique(records),
+            root=Path(root),
+            out=None if out is None else Path(out),
+            settings=settings,
+            question=settings.question or captioner.caption_question,
+            questions=questions or {},
+        )
         hows = {task: _decoding(task, captioner, settings) for task in job.tasks}
         run = _describe(captioner, name or captioner.name, job, hows, data)
         _require_same(run, settings.timeout)
@@ -223,6 +224,7 @@ class _Job:
     root: Path
     out: Path | None
     settings: EvalSettings
+    question: str
     questions: Mapping[str, str]
 
     @property
@@ -234,7 +236,7 @@ class _Job:
     def ask(self, record: Record) -> Ask:
         """What a record is asked: its own rounds, where it names a task and has some."""
         if record.task is None or not record.conversation:
-            return Ask(questions=(self.questions.get(record.uid, self.settings.question),))
+            return Ask(questions=(self.questions.get(record.uid, self.question),))
         questions, gold = zip(*record.conversation, strict=True)
         modes = _MODES[self.settings.history] if len(questions) > 1 else ("own",)
         if len(questions) == 1:

@@ -17,8 +17,8 @@ from llava.data.record import Record
 from llava.data.results import ResultFile
 from llava.errors import DataError
 from llava.eval.generate import Ask, Spoken
-from llava.eval.task_scores.scoring import parsed
 from llava.generation import Generation
+from llava.tasks.reading import read_answer
 
 Line = dict[str, Any]
 
@@ -175,7 +175,7 @@ def _task_fields(task: str, ask: Ask, spoken: Spoken, how: Generation) -> Line:
     said = {mode: [answer.text for answer in answers] for mode, answers in spoken.rounds.items()}
     mode, first = next(iter(said.items()))
     before = ask.gold if mode == "gold" else first
-    value, valid = parsed(task, first[-1], first)
+    value, valid = read_answer(task, first[-1], first)
     line: Line = {
         "question": ask.questions[-1],
         "history": [list(one) for one in zip(ask.questions[:-1], before, strict=False)],

@@ -15,7 +15,14 @@ from transformers import (
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava.data.conversation import IMAGE_TOKEN, LabelRule, Message, chat_template, labels_from_spans
+from llava.data.conversation import (
+    IMAGE_TOKEN,
+    QUESTION,
+    LabelRule,
+    Message,
+    chat_template,
+    labels_from_spans,
+)
 from llava.data.images import load_image
 from llava.errors import ConfigError, DataError
 from llava.model import checkpoint
@@ -50,6 +57,7 @@ class ChangeVLMProcessor(ProcessorMixin):
         tokenizer: any fast tokenizer; `<image>` is added as a special token.
         chat_template: Jinja text; by default ChatML when the tokenizer knows `<|im_start|>`, else Vicuna's.
         image_seq_length: placeholders of one whole view of an image (N).
+        caption_question: what the model was taught to answer with a caption.
 
     Raises:
         ConfigError: no image processor or no tokenizer.
@@ -63,11 +71,13 @@ class ChangeVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         chat_template: str | None = None,
         image_seq_length: int = 729,
+        caption_question: str = QUESTION,
         **kwargs: Any,
     ) -> None:
         if tokenizer is None or image_processor is None:
             raise ConfigError("ChangeVLMProcessor needs an image_processor and a tokenizer")
         self.image_seq_length = image_seq_length
+        self.caption_question = caption_question
         self.image_token = IMAGE_TOKEN
         self.image_token_id = add_image_token(tokenizer)
         super().__init__(

@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 from llava.config import build, override, plain, read_yaml, to_yaml
 from llava.data.augment import Augmentation
-from llava.data.conversation import QUESTION
 from llava.errors import ConfigError
 from llava.tasks.definitions import TASK_NAMES
 from llava.train.adapters import AdapterConfig
 from llava.train.parts import ALIASES, PARTS
 
+_LONGEST = 4000
+"""Characters of a question in a file."""
 EPOCH_COSINE = "epoch_cosine"
 """A schedule of our own, beside transformers'."""
 Captions = Literal["all", "random", "flatten_list", "random_choice"]
@@ -81,6 +82,29 @@ class Assembly:
                 raise ConfigError(
                     "field 'model': settings and qformer_tokenizer are for models with a qformer"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A text in a file of its own, such as `llava data convert --question-out` writes."""
+
+    file: Path
+
+    def read(self, field: str) -> str:
+        """The text, without white space around it.
+
+        Raises:
+            ConfigError: no such file, or none that holds text; with the field's name.
+        """
+        try:
+            with self.file.open(encoding="utf-8") as lines:
+                text = lines.read(_LONGEST + 1).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"field '{field}.file': {self.file} cannot be read ({error})") from error
+        if not text or len(text) > _LONGEST:
+            found = f"more than {_LONGEST} characters" if text else "no text"
+            raise ConfigError(f"field '{field}.file': {self.file} holds {found}, expected a question")
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +179,9 @@ class TrainConfig:
     """All captions of a pair, or one drawn anew each epoch."""
     one_pass: bool = True
     """Read a pair once for all its captions or questions. False: one sample a caption, as published code does."""
-    question: str = QUESTION
+    question: str | TextFile | None = None
+    """What captions answer: text, or {file: F}; by default what the model that it starts from was taught. The trained
+    model keeps it."""
     labels: Literal["answer", "release"] = "answer"
     task_weights: dict[str, float] = field(default_factory=dict)
     """How much the answers of a task count in the loss, e.g. {count: 4.0}; 1 for those that are not named."""
@@ -280,6 +306,8 @@ class TrainConfig:
                 raise ConfigError("a new fusion must learn in full: put it into adapter.full")
             if self.ema is not None:
                 raise ConfigError("ema is for full training: leave it out with an adapter")
+        if isinstance(self.question, str) and not self.question.strip():
+            raise ConfigError("field 'question' is empty")
         if unknown := sorted(set(self.task_weights) - set(TASK_NAMES)):
             raise ConfigError(f"field 'task_weights' has {unknown}; known: {', '.join(TASK_NAMES)}")
         if any(weight <= 0 for weight in self.task_weights.values()):
@@ -299,6 +327,16 @@ class TrainConfig:
             )
         if self.labels == "release" and self.reads_masks:
             raise ConfigError("mask_weight and object_weight need labels: answer")
+
+    def caption_question(self, own: str) -> str:
+        """What captions answer, for a model whose own question for one is `own`.
+
+        Raises:
+            ConfigError: a file that cannot be read.
+        """
+        if isinstance(self.question, TextFile):
+            return self.question.read("question")
+        return own if self.question is None else self.question
 
     @property
     def reads_masks(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from llava.data.conversation import QUESTION
 from llava.errors import ConfigError, DownloadError
 from llava.model.delta_vlm.checkpoint import instructblip_weights, language_weights
 from llava.model.delta_vlm.configuration import QFORMER_VOCABULARY, TUNABLE, VICUNA_7B, DeltaVLMConfig
@@ -252,7 +253,7 @@ class _Words:
             from llava.train.run import records_of
 
             texts = dict.fromkeys(
-                (self.run.question, "Question: Answer:", "q a")
+                (self.run.caption_question(QUESTION), "Question: Answer:", "q a")
             )  # what prompts are made with, first
             for record in records_of(self.run)[0][:_READ]:
                 texts |= dict.fromkeys(record.change_caption)

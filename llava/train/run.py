@@ -185,6 +185,7 @@ def prepare(
 
     set_seed(run.seed)  # new weights are the same on every process
     model, processor = load_start(run, weights_dtype(run), str(arguments.device))
+    processor.caption_question = run.caption_question(processor.caption_question)
     config: Any = model.config
     learn = learned_parts(run, config)
     trained: Any = model
@@ -206,7 +207,6 @@ def prepare(
         processor,
         captions="random" if run.captions == "random" else "all",
         one_pass=run.one_pass,
-        question=run.question,
         labels=run.labels,
         task_weights=run.task_weights,
         augment=run.augment,

@@ -92,6 +92,11 @@ def learned_parts(run: TrainConfig, config: AnyConfig) -> tuple[str, ...]:
         raise ConfigError(
             f"field 'learn' names the llm, which rests in this DeltaVLM: set {where}.tune_language_model=true"
         )
+    if (run.reads_masks or run.place_weight > 0) and not {"tower", "fusion"} & set(learn):
+        raise ConfigError(
+            "mask_weight, object_weight and place_weight teach a DeltaVLM's tower and fusion, and field 'learn' names "
+            "neither"
+        )
     return learn
 
 

@@ -236,7 +236,6 @@ class ChangeTrainer(Trainer):
                 self.eval_root,
                 out,
                 EvalSettings(
-                    question=self.run.question,
                     batch_size=settings.batch_size,
                     generation=generation,
                     autocast=autocast,
@@ -437,7 +436,8 @@ def figures(scored: Scored) -> dict[str, float]:
     row = scored.captions.to_dict()["predictions"]
     for subset, measures in row["captions"].items():
         ending = "" if subset == "all" else f"_{subset}"
-        found |= {f"{name}{ending}": value for name, value in measures.items() if isinstance(value, float)}
+        held = measures or {}  # none where all pairs are changed, or none is
+        found |= {f"{name}{ending}": value for name, value in held.items() if isinstance(value, float)}
     decision = row["decision"]
     found["decision"] = decision["accuracy"]
     return found | scored.figures()

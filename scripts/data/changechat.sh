@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# ChangeChat-105k to records: DATA_ROOT/changechat/{train,test}.jsonl, what DeltaVLM learns six tasks from.
+# ChangeChat-105k to records: DATA_ROOT/changechat/{train,test}.jsonl, what DeltaVLM learns six tasks from, and
+# question.txt, what their captions answer.
 #   RAW: folder that holds both downloads (default: DATA_ROOT)    DATA_ROOT: where lists go (default: data)
 # RAW/changechat-105k needs the eight JSON files of the hub data set hlwu/changechat-105k (CC-BY-4.0), which come without
 # images; those are LEVIR-CC's, in RAW/LEVIR-CC (see levir_cc.sh, which has to run first for the validation list).
@@ -15,6 +16,7 @@ if [[ ! -f $data/changechat/train.jsonl ]]; then
   done
   mkdir -p "$data"
   base=$(cd "$data" && pwd) images=$(cd "$raw/LEVIR-CC" && pwd)/images # named from DATA_ROOT on, if they lie there
-  "$llava" data convert changechat "$raw/changechat-105k" --out "$data/changechat/{split}.jsonl" --images "${images#"$base"/}"
+  "$llava" data convert changechat "$raw/changechat-105k" --out "$data/changechat/{split}.jsonl" \
+    --question-out "$data/changechat/question.txt" --images "${images#"$base"/}"
 fi
 exec "$llava" data check "$data/changechat/train.jsonl" --test "$data/changechat/test.jsonl" --root "$data" "$@"

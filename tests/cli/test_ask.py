@@ -8,7 +8,6 @@ import pytest
 
 from llava.captioner import ChangeCaptioner
 from llava.cli import main
-from llava.cli.ask import parsed
 from llava.tasks.definitions import TASK_NAMES, TASKS
 from tests.model.delta_vlm.tiny import tiny_model
 from tests.tiny import random_pair
@@ -65,13 +64,26 @@ def test_a_task_asks_its_own_questions_in_its_own_way(
         history.append((row["question"], row["text"]))
 
 
-def test_what_an_answer_means() -> None:
-    assert parsed("binary", "Yes, it did.") is True and parsed("binary", "perhaps") is None
-    counts = parsed("count", "There are 2 new roads and 3 new buildings.")
-    assert (counts["roads"], counts["buildings"], counts["valid"]) == (2, 3, True)
-    places = parsed("loc", "roads: [top-left], buildings: [center-center, bottom-right]")
-    assert places["buildings"] == ["bottom-right", "center-center"] and json.dumps(places)
-    assert parsed("open", "the trees") is None
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_what_an_answer_means_stands_beside_it(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "binary": "Yes, it did.",
+        "count": "There are 2 new roads and no new building.",
+        "loc": "roads: [top-left]. buildings: [bottom-right, center-center].",
+    }
+    meant = {
+        "binary": True,
+        "count": {"roads": 2, "buildings": 0},
+        "loc": {"roads": ["top-left"], "buildings": ["center-center", "bottom-right"]},
+        "dialog": {"changed": None, "roads": None, "buildings": None},
+    }
+    monkeypatch.setattr(ChangeCaptioner, "_decode", lambda *_: said.get(name, "trees"))
+    rows = told(words, capsys, "--task", name, "--max-new-tokens", "2")
+    last = rows[-1] if isinstance(rows, list) else rows
+    assert (last["parsed"], last["valid"]) == (meant.get(name), name != "dialog")
+    assert name != "dialog" or all("parsed" not in row for row in rows[:2])
 
 
 def test_a_history_comes_before_the_question(
@@ -105,8 +117,11 @@ def test_a_history_that_is_none_is_refused(
     assert "h.json" in said and why in said
 
 
-def test_something_must_be_asked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 1
-    assert "QUESTION" in capsys.readouterr().err
+def test_without_a_question_it_is_the_one_for_a_caption(
+    words: list[str], captioner: ChangeCaptioner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = told(words, capsys, "--max-new-tokens", "6")
+    assert row["question"] == captioner.caption_question and row["changed"] is not None
+    assert row["text"] == captioner.caption(*words[5:], max_new_tokens=6).text
     assert main([*words, "--task", "colour"]) == 1
     assert "binary" in capsys.readouterr().err  # the known ones are listed

@@ -11,14 +11,15 @@ from llava.captioner import ChangeCaptioner
 from llava.cli import main
 from llava.cli.chat import _respond
 from llava.data.record import read_records
+from tests.model.delta_vlm import tiny as delta
 from tests.tiny import random_pair, tiny_model
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command for a random model and a pair of noise."""
+@pytest.fixture(scope="module", params=["change", "delta"])
+def words(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command for a random model of each family, and a pair of noise."""
     folder = tmp_path_factory.mktemp("chat")
-    model, processor = tiny_model()
+    model, processor = tiny_model() if request.param == "change" else delta.tiny_model()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     paths = [str(folder / f"{name}.png") for name in ("before", "after")]

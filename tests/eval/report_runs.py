@@ -89,7 +89,8 @@ def make_run(
 
 def task_run(folder: Path) -> ReportRun:
     """Two pairs asked all six tasks, both answered as if there were a new road."""
-    from llava.eval.task_scores.scoring import Sample, parsed, score_samples
+    from llava.eval.task_scores.scoring import Sample, score_samples
+    from llava.tasks.reading import read_answer
     from tests.eval.test_task_run import COUNTS, PLACES, ROUNDS, records
 
     said = {
@@ -106,7 +107,7 @@ def task_run(folder: Path) -> ReportRun:
         task = str(record.task)
         answer = said.get(task, ROUNDS[0][-1])
         mine = rounds if task == "dialog" else {}
-        value, valid = parsed(task, answer, mine.get("own", ()))
+        value, valid = read_answer(task, answer, mine.get("own", ()))
         samples.append(Sample(record=record, said=answer, rounds=mine))
         line = {**record.to_dict(), **fields, "pred": answer, "parsed": value, "valid": valid}
         if record.conversation:

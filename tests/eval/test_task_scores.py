@@ -11,13 +11,14 @@ from llava.errors import DataError, MissingDependencyError
 from llava.eval.meteor import Meteor, find_jar, shared_meteor
 from llava.eval.task_scores.binary import binary_table, read_from_captions
 from llava.eval.task_scores.count import count_tables
-from llava.eval.task_scores.dialog import DialogTruth, agree, dialog_tables, middle
+from llava.eval.task_scores.dialog import DialogTruth, agree, dialog_tables
 from llava.eval.task_scores.loc import loc_tables
 from llava.eval.task_scores.open import open_tables, token_f1
-from llava.eval.task_scores.scoring import Sample, changed_of, parsed, score_samples
+from llava.eval.task_scores.scoring import Sample, changed_of, score_samples
 from llava.eval.task_scores.texts import WordNumbers, id_table, read_words
 from llava.java import find_java
 from llava.tasks.answers import PLACES, Counts, Places, parse_counts, parse_places
+from llava.tasks.reading import middle, read_answer
 
 NONE = Places(frozenset(), frozenset())
 
@@ -248,6 +249,13 @@ def test_open_answers_by_hand() -> None:
     assert tables[0].rows[1].name.startswith("always '")
 
 
+def test_open_answers_that_say_nothing_at_all() -> None:
+    tables, _ = open_tables({"a": "", "b": " "}, {"a": "Yes, two.", "b": "The left side"}, meteor=False)
+    row = tables[0].predictions
+    assert (row.n, row.n_invalid, row.values) == (2, 2, {"exact": 0, "token F1": 0, "yes/no": 0})
+    assert tables[1].predictions.values["BLEU-1"] == 0
+
+
 def test_token_f1() -> None:
     assert token_f1("a a b", "a b c") == pytest.approx(100 * 4 / 6)
     assert (token_f1("", ""), token_f1("", "a"), token_f1("!", "?")) == (100, 0, 100)
@@ -378,6 +386,17 @@ def test_dialogues_by_hand() -> None:
     assert found["round 3, own history, captions"].n == 2
 
 
+def test_dialogues_that_say_nothing_at_all() -> None:
+    truth = {name: dialog_of("a road is built", changed=name == "a") for name in "ab"}
+    tables, _ = dialog_tables(dict.fromkeys(truth, ("", "what", "")), truth, "own", meteor=False)
+    found = {table.name: table.predictions for table in tables}
+    first, second = found["round 1, own history"], found["round 2, own history, all"]
+    assert (first.values["accuracy"], first.n, first.n_invalid) == (0, 2, 2)
+    assert (second.n, second.n_invalid) == (2, 2) and second.values["both exact"] == 0
+    assert found["round 3, own history"].values["ROUGE-L"] == 0
+    assert found["consistency, own history"].values == {"consistent": 0}
+
+
 def test_a_dialogue_of_four_rounds_counts_each_class_by_itself() -> None:
     assert middle(("Yes", "2 roads changed", "no building changed", "a road")) == Counts(2, 0)
 
@@ -496,13 +515,16 @@ def test_gold_answers_that_cannot_be_read_are_told() -> None:
 
 
 def test_answers_as_their_task_reads_them() -> None:
-    assert parsed("binary", "Yes") == (True, True)
-    assert parsed("binary", "now") == (None, False)
-    assert parsed("count", "2 roads") == ({"roads": 2, "buildings": 0}, True)
-    assert parsed("count", "who knows") == (None, False)
-    assert parsed("loc", "roads [BR, TL]") == ({"roads": ["top-left", "bottom-right"], "buildings": []}, True)
-    assert parsed("open", " ") == (None, False)
-    assert parsed("dialog", "x", ("Yes", "1 road", "x")) == (
+    assert read_answer("binary", "Yes") == (True, True)
+    assert read_answer("binary", "now") == (None, False)
+    assert read_answer("count", "2 roads") == ({"roads": 2, "buildings": 0}, True)
+    assert read_answer("count", "who knows") == (None, False)
+    assert read_answer("loc", "roads [BR, TL]") == (
+        {"roads": ["top-left", "bottom-right"], "buildings": []},
+        True,
+    )
+    assert read_answer("open", " ") == (None, False)
+    assert read_answer("dialog", "x", ("Yes", "1 road", "x")) == (
         {"changed": True, "roads": 1, "buildings": 0},
         True,
     )

@@ -254,12 +254,10 @@ def test_each_implementation_gets_its_own_kind():
     for name in ("sdpa", "eager"):
         added = attention_mask(segments, name, torch.bfloat16)
         assert added.dtype == torch.bfloat16
-        assert (
-            torch.equal(added == 0, branch_mask(segments)) and added.min() == torch.finfo(torch.bfloat16).min
-        )
-    with torch.autocast(
-        "cpu", torch.bfloat16
-    ):  # as the queries will be; scores of eager attention are float32
+        assert torch.equal(added == 0, branch_mask(segments))
+        assert added.min() == torch.finfo(torch.bfloat16).min
+    with torch.autocast("cpu", torch.bfloat16):
+        # as the queries will be; scores of eager attention are float32
         assert attention_mask(segments, "sdpa", torch.float32).dtype == torch.bfloat16
         assert attention_mask(segments, "eager", torch.float32).dtype == torch.float32
     assert additive(added, torch.float32) is added

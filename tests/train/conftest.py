@@ -1,13 +1,17 @@
 """Runs on a handful of random pairs, small enough for seconds."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from llava.train.config import TrainConfig
+from llava.train.trainer import ChangeTrainer
 from tests.tiny import random_image, tiny_model
 
 FUSION = {"kind": "difference", "depth": 1, "head_dim": 8, "mlp_dim": 16}
@@ -56,3 +60,24 @@ def make_run(run_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.from_dict(defaults | fields)
 
     return make
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Send this process a signal when a step begins."""
+
+    def arrange(step: int, number: int = signal.SIGTERM) -> None:
+        class Stop(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == step:
+                    os.kill(os.getpid(), number)
+
+        init = ChangeTrainer.__init__
+
+        def with_stop(self: ChangeTrainer, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            self.add_callback(Stop())
+
+        monkeypatch.setattr(ChangeTrainer, "__init__", with_stop)
+
+    return arrange

@@ -121,6 +121,24 @@ def test_pairs_per_step_set_the_accumulation():
         config.accumulation(3)
 
 
+def test_what_captions_answer_is_text_a_file_or_the_models_own(tmp_path: Path):
+    file = tmp_path / "q.txt"
+    file.write_text(" What is new?\n")
+    for given, asked in ((None, "own"), ("a: b?", "a: b?"), ({"file": str(file)}, "What is new?")):
+        config = TrainConfig.from_dict(FIELDS | {"question": given})
+        assert config.caption_question("own") == asked
+        assert build(TrainConfig, config.to_dict(), "again") == config
+    for content, said in ((None, "cannot be read"), (" ", "no text"), ("x" * 4001, "more than 4000")):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+        with pytest.raises(ConfigError, match=rf"'question\.file': .*q\.txt.*{said}"):
+            config.caption_question("own")
+    with pytest.raises(ConfigError, match="'question' is empty"):
+        TrainConfig.from_dict(FIELDS | {"question": " "})
+
+
 def test_a_new_model_is_named_by_its_halves():
     config = TrainConfig.from_dict(FIELDS | {"model": {"tower": "a/b", "llm": "c/d"}})
     assert config.model == Assembly(tower="a/b", llm="c/d")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, set_seed
@@ -29,10 +29,10 @@ from llava.family import family_of
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import DeltaVLMProcessor
-from llava.tasks.answers import write_counts
-from llava.tasks.definitions import TASKS
+from llava.synth.export import export_tasks
 from llava.train.checkpoints import FINISHED
 from llava.train.config import TrainConfig
+from llava.train.guard import Interrupted
 from llava.train.parts import part_of
 from llava.train.plan import plan
 from llava.train.run import train
@@ -382,6 +382,7 @@ def test_every_fusion_of_the_other_family_too(
         ({"model_settings": {"hidden_size": 3}}, "tune_vision_blocks"),
         ({"model_settings": {"tune_vision_blocks": 9}}, "4 blocks"),
         ({"vision_layers": [1]}, "vision_layers"),
+        ({"place_weight": 1.0, "learn": ["qformer"]}, "tower and fusion"),
         ({"adapter": {"kind": "lora"}}, "adapter"),
         ({"labels": "release"}, "labels"),
         ({"fusion": None}, "needs a fusion"),
@@ -392,6 +393,36 @@ def test_every_fusion_of_the_other_family_too(
 def test_what_a_deltavlm_does_not_have_is_refused(fields: dict[str, Any], said: str, make_run: Make) -> None:
     with pytest.raises(ConfigError, match=said):
         train(make_run(max_steps=1, **fields))
+
+
+def test_what_captions_answer_is_learned_and_kept(make_run: Make, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("Please, say what is new: all?")
+    for family in ("delta", "change"):
+        start, out = tmp_path / family, tmp_path / f"{family}_out"
+        if family == "change":
+            model, processor = tiny.tiny_model()
+            model.save_pretrained(start)
+            processor.save_pretrained(start)
+        else:
+            shutil.copytree(folder / "base", start)
+        given = {"model": str(start), "max_steps": 1, "output_dir": out}
+        if family == "change":
+            given["learn"] = ["projector"]
+        train(make_run(**given, question={"file": str(tmp_path / "q.txt")}))
+        captioner = ChangeCaptioner.from_pretrained(out, device="cpu")
+        assert captioner.caption_question == "Please, say what is new: all?"
+        data = PairDataset(read_records(folder / "data.json"), folder, captioner.processor)
+        row = data[0].rows[0] if family == "delta" else data[0]  # which has a caption's branch first
+        tokenizer = captioner.processor.tokenizer
+        read = tokenizer.decode([i for i in [*row.prompt, *row.answers[0][0]] if i < len(tokenizer)])
+        assert "Please, say what is new: all?" in read
+        # what goes on from there asks the same, and an evaluation of it too
+        beside = {"data": folder / "captions.json", "batch_size": 2, "samples": 0}
+        (folder / "captions.json").write_text(json.dumps(records()[:1]))
+        given |= {"model": str(out), "output_dir": tmp_path / f"{family}_more"}
+        train(make_run(**given, evaluation={**beside, "metric": "BLEU-4", "every": 1}))
+        told = json.loads((tmp_path / f"{family}_more/evaluation/step-1/metrics.json").read_text())
+        assert told["run"]["question"] == "Please, say what is new: all?"
 
 
 def test_masks_and_places_teach_what_the_qformer_reads(make_run: Make, folder: Path, tmp_path: Path) -> None:
@@ -443,22 +474,23 @@ def test_what_a_change_vlm_does_not_have_is_refused(make_run: Make, tmp_path: Pa
 # --- broken off, and on several processes -----------------------------------------------------------
 
 
-def test_taken_up_it_is_as_never_broken_off(make_run: Make, tmp_path: Path) -> None:
-    """Bitwise, with dropout in CSRM and in the Q-Former."""
-    run = make_run("whole", save_steps=2, max_steps=5)
+def test_taken_up_it_is_as_never_broken_off(
+    make_run: Make, stop_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise, with dropout in CSRM and in the Q-Former, and over the end of an epoch."""
+    run, broken = (make_run(out, max_steps=5) for out in ("whole", "broken"))
     train(run)
-    broken = make_run("broken", save_steps=2, max_steps=5)
-    shutil.copytree(run.output_dir, broken.output_dir)
-    for path in broken.output_dir.iterdir():
-        if path.name not in ("checkpoint-2", "checkpoint-4", "train.yaml"):
-            path.unlink() if path.is_file() else shutil.rmtree(path)
-    assert not (broken.output_dir / FINISHED).exists()
-    settings = (broken.output_dir / "train.yaml").read_text()
-    (broken.output_dir / "train.yaml").write_text(settings.replace("/whole", "/broken"))
+    with monkeypatch.context(), pytest.raises(Interrupted, match="step 2 is saved"):
+        stop_at(1)
+        train(broken)
+    monkeypatch.undo()
+    assert set(losses(broken.output_dir)) == {1, 2} and not (broken.output_dir / FINISHED).exists()
+    before = weights(Path(run.model) if isinstance(run.model, str) else Path())
     train(broken)
     one, other = weights(run.output_dir), weights(broken.output_dir)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert losses(broken.output_dir)[5] == losses(run.output_dir)[5]
+    assert all(torch.equal(one[name], before[name]) for name in one if not tuned(name))
+    assert losses(broken.output_dir) == losses(run.output_dir)
 
 
 def torchrun(processes: int, config: Path) -> None:
@@ -495,7 +527,9 @@ def test_two_processes_learn_what_one_does(
     first, second = weights(one.output_dir), weights(two.output_dir)
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4, msg=name)
-    assert any(not torch.equal(value, weights(folder / "still")[name]) for name, value in first.items())
+    before = weights(folder / "still")
+    assert all(torch.equal(value, before[name]) for name, value in second.items() if not tuned(name))
+    assert any(not torch.equal(value, before[name]) for name, value in second.items())
 
 
 # --- new models -------------------------------------------------------------------------------------
@@ -627,33 +661,6 @@ def test_the_small_preset_learns_as_a_whole_and_goes_through_a_file(make_run: Ma
 # --- it learns --------------------------------------------------------------------------------------
 
 
-def drawn_pairs(folder: Path, count: int = 16) -> list[dict[str, Any]]:
-    """Fields, each of its own colour, on which red houses, and at times a white road, are built."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        ground = rng.integers(30, 200, 3) + rng.integers(0, 30, (56, 56, 3))
-        before = Image.fromarray(ground.astype(np.uint8))
-        after = before.copy()
-        draw = ImageDraw.Draw(after)
-        houses = i % 4
-        road = (i // 4) % 2 if houses else 0
-        for cell in rng.permutation(9)[:houses]:
-            y, x = divmod(int(cell), 3)
-            draw.rectangle((x * 18 + 4, y * 18 + 4, x * 18 + 14, y * 18 + 14), fill=(220, 40, 40))
-        if road:
-            draw.rectangle((0, 52, 55, 55), fill=(240, 240, 240))
-        before.save(folder / f"a{i}.png")
-        after.save(folder / f"b{i}.png")
-        pair = {"img1_path": f"a{i}.png", "img2_path": f"b{i}.png"}
-        told = {"binary": "Yes." if houses else "No.", "count": write_counts(road, houses)}
-        for task, answer in told.items():
-            rows.append(
-                {"uid": f"{i}/{task}", **pair, "task": task, "conversation": [[TASKS[task].question, answer]]}
-            )
-    return rows
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -663,8 +670,11 @@ def one_thread() -> Iterator[None]:
 
 
 def test_sixteen_pairs_are_learned_by_heart(make_run: Make, tmp_path: Path, one_thread: None) -> None:
-    rows = drawn_pairs(tmp_path)
-    (tmp_path / "train.json").write_text(json.dumps(rows))
+    """Of the synthetic world, with all that changes its light; changed or not, and how many roads and buildings."""
+    export_tasks({"train": 16}, tmp_path, seed=3, size=112)
+    records = [r for r in read_records(tmp_path / "train.jsonl") if r.task in ("binary", "count")]
+    assert len(records) == 32 and len({r.conversation[0][1] for r in records if r.task == "count"}) > 6
+    (tmp_path / "train.json").write_text(json.dumps([record.to_dict() for record in records]))
     run = make_run(
         model={"preset": "deltavlm-tiny"}, data=tmp_path / "train.json", num_train_epochs=1000, max_steps=220,
         per_device_train_batch_size=16, learning_rate=2e-3, warmup_ratio=0.05, cache_images=True, logging_steps=55,
@@ -672,10 +682,10 @@ def test_sixteen_pairs_are_learned_by_heart(make_run: Make, tmp_path: Path, one_
     )  # fmt: skip
     train(run)
     captioner = ChangeCaptioner.from_pretrained(run.output_dir, device="cpu")
-    pairs = [(tmp_path / row["img1_path"], tmp_path / row["img2_path"]) for row in rows]
-    asked = [row["conversation"][0][0] for row in rows]
+    pairs = [record.paths(tmp_path) for record in records]
+    asked = [record.conversation[0][0] for record in records]
     said = captioner.caption_batch(pairs, 32, question=asked, max_new_tokens=16)
-    assert [answer.text for answer in said] == [row["conversation"][0][1] for row in rows]
+    assert [answer.text for answer in said] == [record.conversation[0][1] for record in records]
     swapped = captioner.caption_batch([(b, a) for a, b in pairs], 32, question=asked, max_new_tokens=16)
     assert [a.text for a in swapped] != [a.text for a in said]  # it is the images that it goes by
 

@@ -332,9 +332,8 @@ def check_activations(
         adapter=adapter,
         attention=attention,
     ).activations
-    if (
-        checkpointing
-    ):  # what autocast made for the forward pass is gone behind it; the mask is kept, but by no node
+    if checkpointing:
+        # what autocast made for the forward pass is gone behind it; the mask is kept, but by no node
         expected.pop("half weights", None)
         assert expected.pop("attention mask") > 0
     assert sum(expected.values()) == pytest.approx(found, rel=within)

@@ -272,6 +272,7 @@ def settings(world: Path, out: Path, size: int, mode: str = "ddp", **more: Any) 
         "num_train_epochs": 2,
         "per_device_train_batch_size": BATCH // size,
         "mask_weight": 1.0,
+        "object_weight": 1.0,
         "place_weight": 0.1,
         "logging_steps": 1,
         "seed": 7,
@@ -602,7 +603,12 @@ MORE: dict[str, dict[str, Any]] = {
     "frozen words": {"learn": ["tower", "fusion"]},
     "checkpointing": {"gradient_checkpointing": True},
     "accumulation": {"gradient_accumulation_steps": 2},
-    "adapter": {"adapter": {"kind": "lora", "rank": 4, "dropout": 0.0}, "mask_weight": 0, "place_weight": 0},
+    "adapter": {
+        "adapter": {"kind": "lora", "rank": 4, "dropout": 0.0},
+        "mask_weight": 0,
+        "object_weight": 0,
+        "place_weight": 0,
+    },
     "parts": {"model": {"tower": "tower", "llm": "llm"}},
 }
 

@@ -1,9 +1,7 @@
 """A run from start to end: what learns, what is kept, and what happens when it is broken off."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback
 
 from llava.captioner import ChangeCaptioner
 from llava.errors import CheckpointError, ConfigError, MissingDependencyError
@@ -45,27 +42,6 @@ def logged(run: TrainConfig) -> list[dict[str, Any]]:
 def losses(folder: Path) -> dict[int, float]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Send this process a signal when a step begins."""
-
-    def arrange(step: int, number: int = signal.SIGTERM) -> None:
-        class Stop(TrainerCallback):
-            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step == step:
-                    os.kill(os.getpid(), number)
-
-        init = ChangeTrainer.__init__
-
-        def with_stop(self: ChangeTrainer, *args: Any, **kwargs: Any) -> None:
-            init(self, *args, **kwargs)
-            self.add_callback(Stop())
-
-        monkeypatch.setattr(ChangeTrainer, "__init__", with_stop)
-
-    return arrange
 
 
 def test_what_is_not_named_stays_bitwise_and_the_rest_moves(make_run: Make, run_folder: Path):

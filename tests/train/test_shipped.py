@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llava.data.conversation import QUESTION
 from llava.data.record import read_records
 from llava.tasks.definitions import TASK_NAMES
 from llava.train.__main__ import main
@@ -401,6 +402,8 @@ def test_changechat_as_it_comes_gets_lists_that_the_deltavlm_config_reads(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     config = yaml.safe_load((ROOT / "scripts/configs/deltavlm.yaml").read_text())
     wanted = config["stages"]["sft"]["data"].replace("${DATA_ROOT:-data}", str(data))
+    question = config["stages"]["sft"]["question"]["file"].replace("${DATA_ROOT:-data}", str(data))
+    assert Path(question).read_text() == f"{QUESTION}\n"
     records = read_records(wanted)
     assert {record.task for record in records} == set(TASK_NAMES) and len(records) == 3 * 9
     assert all((data / record.img1_path).is_file() for record in records)

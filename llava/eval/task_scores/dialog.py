@@ -11,7 +11,8 @@ from llava.eval.task_scores.binary import binary_table
 from llava.eval.task_scores.count import count_tables
 from llava.eval.task_scores.tables import PREDICTIONS, Row, Table, joined, rate
 from llava.eval.task_scores.texts import text_table
-from llava.tasks.answers import Counts, parse_binary, parse_counts
+from llava.tasks.answers import Counts, parse_binary
+from llava.tasks.reading import middle
 
 MODES = ("own", "gold")
 
@@ -25,11 +26,6 @@ class DialogTruth:
     changed: bool
     captions: tuple[str, ...] = ()
     """The pair's captions, where they are known."""
-
-
-def middle(answers: Sequence[str]) -> Counts:
-    """The counts of a dialogue: of all rounds between the first and the last, for some ask of each class alone."""
-    return parse_counts(". ".join(answers[1:-1]))
 
 
 def dialog_tables(

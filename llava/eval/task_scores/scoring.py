@@ -1,6 +1,6 @@
 """From answers to the scores of every task among them: the one way, for evaluations and for files of predictions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,14 @@ from llava.eval.resample import RESAMPLES
 from llava.eval.scores import Scores
 from llava.eval.task_scores.binary import CAPTIONS, binary_table, read_from_captions
 from llava.eval.task_scores.count import count_tables
-from llava.eval.task_scores.dialog import MODES, DialogTruth, dialog_tables, middle
+from llava.eval.task_scores.dialog import MODES, DialogTruth, dialog_tables
 from llava.eval.task_scores.loc import jaccard, loc_tables
 from llava.eval.task_scores.open import open_tables, token_f1
 from llava.eval.task_scores.tables import Table, TaskScores, once
 from llava.eval.task_scores.texts import WordNumbers, caption_table, id_table
-from llava.tasks.answers import PLACES, Counts, Places, parse_binary, parse_counts, parse_places
+from llava.tasks.answers import Counts, Places, parse_binary, parse_counts, parse_places
 from llava.tasks.definitions import TASK_NAMES
+from llava.tasks.reading import middle
 
 IDS = "word numbers; unknown words share one"
 _ERRORS = {
@@ -96,34 +97,6 @@ def references_of(record: Record) -> tuple[str, ...]:
     if task_of(record) == "caption" and record.change_caption:
         return record.change_caption
     return tuple(answer for _, answer in record.conversation)
-
-
-def parsed(task: str, said: str, rounds: Sequence[str] = ()) -> tuple[Any, bool]:
-    """An answer as its task reads it, ready for JSON, and whether it could be read.
-
-    Args:
-        rounds: of a dialogue, the answers of all rounds.
-    """
-    if task == "binary":
-        changed = parse_binary(said)
-        return changed, changed is not None
-    if task == "count":
-        counts = parse_counts(said)
-        return (
-            {"roads": counts.roads, "buildings": counts.buildings} if counts.valid else None
-        ), counts.valid
-    if task == "loc":
-        places = parse_places(said)
-        return ({kind: _ordered(getattr(places, kind)) for kind in ("roads", "buildings")}, places.valid)
-    if task == "dialog":
-        changed, counts = parse_binary(rounds[0]), middle(rounds)
-        found = {"changed": changed, "roads": counts.roads, "buildings": counts.buildings}
-        return found, changed is not None and counts.valid
-    return None, bool(said.strip())
-
-
-def _ordered(places: Iterable[str]) -> list[str]:
-    return sorted(places, key=PLACES.index)
 
 
 def score_samples(

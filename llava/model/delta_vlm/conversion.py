@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from llava.errors import CheckpointError, DownloadError
 from llava.model.checkpoint import check_weights
 from llava.model.delta_vlm.checkpoint import base_of, expected_shapes
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
-from llava.model.delta_vlm.evidence import Evidence, csrm_evidence
+from llava.model.delta_vlm.evidence import PUBLISHED, Evidence, csrm_evidence, parameter_groups
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import QFORMER_FOLDER, DeltaVLMProcessor
 from llava.model.delta_vlm.released import from_ours, read_release, to_ours
@@ -42,6 +42,8 @@ class Imported:
     config: DeltaVLMConfig
     evidence: Evidence
     """On the file's CSRM; `untrained` means that it was left out."""
+    remarks: tuple[str, ...] = ()
+    """What such a file does not usually hold, or lacks."""
 
 
 def import_release(
@@ -52,6 +54,7 @@ def import_release(
     vision: str = VISION,
     qformer_tokenizer: str | None = None,
     fusion: FusionChoice = "auto",
+    caption_question: str | None = None,
     trust: bool = False,
 ) -> Imported:
     """Write a released file as a model of ours.
@@ -65,6 +68,7 @@ def import_release(
         vision: folder or hub id of InstructBLIP, or a file of EVA's, for the frozen part of the encoder.
         qformer_tokenizer: folder or hub id; by default the one beside `vision`, or BERT's.
         fusion: "auto" leaves out a CSRM that was never trained, since the weights are then fitted to plain features.
+        caption_question: what it was taught to answer with a caption, which no file says; by default this package's.
         trust: see `read_release`.
 
     Raises:
@@ -87,6 +91,8 @@ def import_release(
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     check_weights(shapes, wanted, tied=False, where=str(file))
     processor = DeltaVLMProcessor.for_config(config, tokenizer, reader)
+    if caption_question is not None:
+        processor.caption_question = caption_question
     with _aside(folder) as part:
         config.architectures = [DeltaVLMForConditionalGeneration.__name__]
         # for whoever asks for no other: the language model is too large for what the file's own values are in
@@ -96,7 +102,20 @@ def import_release(
         marks = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         GenerationConfig(**marks).save_pretrained(part)
         processor.save_pretrained(part)
-    return Imported(folder, config, evidence)
+    return Imported(folder, config, evidence, unlike_the_published(parameter_groups(released), config))
+
+
+def unlike_the_published(groups: Mapping[str, int], config: DeltaVLMConfig) -> tuple[str, ...]:
+    """Where a file of the published size differs from the published one."""
+    full = DeltaVLMConfig.preset("deltavlm-7b")
+    sizes = [(one.vision_config.hidden_size, one.qformer_config.num_hidden_layers) for one in (config, full)]
+    if sizes[0] != sizes[1] or config.text_config.hidden_size != full.text_config.hidden_size:
+        return ()
+    return tuple(
+        f"{name}: {groups.get(name, 0):,} values, the published file has {count:,}"
+        for name, count in PUBLISHED.items()
+        if groups.get(name, 0) != count and name != "contrastive leftovers"
+    )
 
 
 def export_release(model: DeltaVLMForConditionalGeneration, file: str | Path) -> Path:

@@ -5,6 +5,7 @@ they were drawn, and must be used without them (fusion "concat").
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,18 @@ class Evidence:
     """By the weights alone."""
     reasons: list[str] = field(default_factory=list)
     """A sentence for each finding."""
+
+
+PUBLISHED: Mapping[str, int] = {
+    "vision blocks": 50_497_536,
+    "final norm": 2_816,
+    "Q-Former": 185_660_160,
+    "queries": 24_576,
+    "CSRM": 13_881_472,
+    "projection": 3_149_824,
+    "contrastive leftovers": 393_729,
+}
+"""Values that the published file holds in each of `parameter_groups`: two blocks, a language model of width 4,096."""
 
 
 def parameter_groups(released: Released) -> dict[str, int]:

@@ -18,7 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from llava.data.conversation import IGNORE
+from llava.data.conversation import IGNORE, QUESTION
 from llava.errors import ConfigError, DataError
 from llava.model.checkpoint import HUB_OPTIONS
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
@@ -47,6 +47,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         bos_token_id: before every prompt; None for none.
         eos_token_id: behind every answer.
         pad_token_id: fills rows; never seen by the model.
+        caption_question: what the model was taught to answer with a caption.
 
     Raises:
         ConfigError: a part or an id is missing, or an id is taken.
@@ -70,6 +71,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
+        caption_question: str = QUESTION,
         **kwargs: Any,
     ) -> None:
         if image_processor is None or tokenizer is None or qformer_tokenizer is None:
@@ -97,6 +99,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+        self.caption_question = caption_question
         super().__init__(image_processor, tokenizer, qformer_tokenizer)
 
     @classmethod

@@ -353,7 +353,10 @@ def _change_imti() -> Corpus:
     files = {
         "caption.json": [entry("Please describe the changes in <image> and <image>", "a road appears")],
         "binary_class.json": [entry(f"Is there any change in {both}. Please answer yes or no.", "No")],
+        "count_road.json": [entry(f"How many roads changed in {both}?", "3")],
+        "count_build.json": [entry(f"How many buildings changed in {both}?", "No change")],
         "loc_road.json": [entry(*roads)],
+        "loc_build.json": [entry(f"Where did buildings change in {both}?", "center,lower")],
         "mul.json": [entry(*dialogue)],
     }
     pair = "mci/images/train/A/train_1.png", "mci/images/train/B/train_1.png"
@@ -364,13 +367,20 @@ def _change_imti() -> Corpus:
         ("Buildings?", "0"),
         ("Describe.", "x"),
     )
+
+    def _open(name: str, asked: str, answer: str) -> Item:
+        return _item(f"change-imti/{name}_000000", *pair, conversation=((asked, answer),), task="open")
+
     no = (("Is there any change in these two images. Please answer yes or no.", "No"),)
     items = [
         _item("change-imti/caption_000000", *pair, ("a road appears",), task="caption"),
         _item("change-imti/binary_class_000000", *pair, conversation=no, task="binary"),
+        _open("count_road", "How many roads changed in these two images?", "3"),
+        _open("count_build", "How many buildings changed in these two images?", "No change"),
         _item(
             "change-imti/loc_road_000000", *pair, conversation=((where, "top left corner,left"),), task="open"
         ),
+        _open("loc_build", "Where did buildings change in these two images?", "center,lower"),
         _item("change-imti/mul_000000", *pair, conversation=four),
     ]
     return Corpus("change-imti", files, items, options={"strip": "/disk/mci", "images": "mci"})

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava.cli import main
+from llava.data.conversation import QUESTION
 from llava.data.record import Record, read_records
 from llava.data.sources import Faults, Options, read
 from llava.errors import ConfigError, DataError
 from llava.synth.export import export_changechat, export_levir_mci, export_tasks
 from llava.tasks.definitions import TASK_NAMES, TASKS
 from llava.tasks.labels import class_map, labels_from_mask
+from llava.train.config import TrainConfig
 
 COUNTS = {"train": 10, "test": 4}
 ALL = {"caption": 10, "binary": 10, "count": 10, "loc": 10, "open": 40, "dialog": 10}
@@ -73,6 +75,33 @@ def test_without_test_files_the_rest_of_the_rules_and_given_questions_tell(chat:
     kinds = Counter(item.record.task for item in read("changechat", alone, asked))
     assert kinds["open"] == 40 + 50  # captions, with another caption question, are open questions
     assert kinds["count"] == 10  # what counts comes before what the caption question is
+
+
+def test_what_captions_answer_gets_a_file_for_training(
+    chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = json.loads((chat / "changechat_105k_train.json").read_text())
+    for row in rows:
+        for turn in row["conversations"]:
+            turn["value"] = turn["value"].replace(QUESTION, "Please: what is new?")
+    (tmp_path / "changechat_105k_train.json").write_text(json.dumps(rows))
+    out, question = tmp_path / "r.jsonl", tmp_path / "question.txt"
+    words = ["data", "convert", "changechat", str(tmp_path / "changechat_105k_train.json"), "--out", str(out)]
+    assert main([*words, "--question-out", str(question)]) == 0
+    assert question.read_text() == "Please: what is new?\n"
+    run = {"model": "tiny", "data": "d.json", "output_dir": "o", "question": {"file": str(question)}}
+    assert TrainConfig.from_dict(run).caption_question("") == "Please: what is new?"
+    question.write_text("mine")
+    out.unlink()
+    assert main([*words, "--question-out", str(question)]) == 1
+    assert "question.txt exists" in capsys.readouterr().err and question.read_text() == "mine"
+    assert not out.exists()
+    (tmp_path / "changechat_105k_train.json").write_text(
+        json.dumps([{"image_A": "a", "image_B": "b", "captions": ["c"]}])
+    )
+    assert main([*words, "--question-out", str(tmp_path / "none.txt")]) == 1
+    assert "no caption answers a question" in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "none.txt").exists()
 
 
 def test_a_question_asked_no_more_often_than_others_is_not_the_one_for_captions(chat: Path, tmp_path: Path):

@@ -64,6 +64,8 @@ def trained_names() -> dict[str, tuple[int, ...]]:
     return out | _linear("context3", 3 * DIM, DIM)
 
 
+FREQUENCIES = "llm_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+"""A buffer of older language models, which were saved with it."""
 LEFTOVERS = _linear("vision_proj", WIDTH, 8) | _linear("text_proj", WIDTH, 8) | {"temp": ()}
 
 
@@ -80,6 +82,7 @@ def random_weights(*, csrm_drawn: bool = False, seed: int = 0) -> dict[str, Tens
             bound = 1 / math.sqrt(inputs)
             weights[name] = (torch.rand(weights[name].shape, generator=generator) * 2 - 1) * bound
     weights["Qformer.bert.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
+    weights[FREQUENCIES] = torch.ones(4)
     return weights
 
 

@@ -15,17 +15,17 @@ from llava.errors import CheckpointError, DownloadError
 from llava.model.delta_vlm import conversion
 from llava.model.delta_vlm.checkpoint import base_of
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
-from llava.model.delta_vlm.conversion import export_release, import_release
-from llava.model.delta_vlm.evidence import csrm_evidence, parameter_groups
+from llava.model.delta_vlm.conversion import export_release, import_release, unlike_the_published
+from llava.model.delta_vlm.evidence import PUBLISHED, csrm_evidence, parameter_groups
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import DeltaVLMProcessor
 from llava.model.delta_vlm.released import Released, from_ours, read_release, to_ours
 from tests.model.delta_vlm import layouts
 from tests.model.delta_vlm.test_loading import write_bases
-from tests.model.delta_vlm.tiny import FUSIONS, pair_inputs, tiny_model
+from tests.model.delta_vlm.tiny import FUSIONS, pair_inputs, tiny_config, tiny_model
 from tests.tiny import tiny_tokenizer
 
-LEFT = {*layouts.LEFTOVERS, "Qformer.bert.embeddings.position_ids"}
+LEFT = {*layouts.LEFTOVERS, "Qformer.bert.embeddings.position_ids", layouts.FREQUENCIES}
 ROWS = len(tiny_tokenizer("llama"))
 
 
@@ -118,6 +118,44 @@ def test_the_published_size():
         "contrastive leftovers": 393_729,
     }
     assert sum(groups.values()) == 253_610_113
+    assert groups == PUBLISHED
+
+
+def test_a_file_of_the_published_size_that_holds_something_else_is_remarked():
+    config = DeltaVLMConfig.preset("deltavlm-7b")
+    assert unlike_the_published(PUBLISHED, config) == ()
+    half = {**PUBLISHED, "vision blocks": PUBLISHED["vision blocks"] // 2, "contrastive leftovers": 0}
+    del half["CSRM"]
+    assert unlike_the_published(half, config) == (
+        "vision blocks: 25,248,768 values, the published file has 50,497,536",
+        "CSRM: 0 values, the published file has 13,881,472",
+    )
+    assert unlike_the_published(half, tiny_config()) == ()
+
+
+def test_layers_of_the_published_size_as_pytorch_draws_them():
+    torch.manual_seed(0)
+    weights = {}
+    for name, inputs in (
+        ("context1", 1408),
+        ("context2", 1408),
+        ("gate1", 1408),
+        ("gate2", 1408),
+        ("context3", 4224),
+    ):
+        weights[f"{name}.weight"] = torch.nn.Linear(inputs, 1408, bias=False).weight.detach()
+    drawn = csrm_evidence(Released(weights))
+    assert drawn.verdict == "untrained"
+    assert all("as drawn, 0.01539 and 0.02665" in reason for reason in drawn.reasons[1:5])
+    assert "as drawn, 0.00888 and 0.01539" in drawn.reasons[5]
+    for name in (
+        "context1.weight",
+        "context3.weight",
+    ):  # a deviation 1.5 % too large, and a value above the bound
+        for changed in (weights[name] * 1.015, weights[name].clone().index_fill_(0, torch.tensor(3), 0.03)):
+            assert csrm_evidence(Released(weights | {name: changed})).weights == "unknown"
+    moved = {name: value + 0.002 * torch.randn_like(value) for name, value in weights.items()}
+    assert csrm_evidence(Released(moved)).verdict == "trained"
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -323,7 +361,8 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def test_one_command_in_and_one_out(files, bases, home, tmp_path, capsys):
     parts = ["--language-model", bases["language"], "--vision-model", bases["vision"]]
-    assert main(["import", str(files["trained"]), "--name", "delta", *parts]) == 0
+    asked = ["--caption-question", "Please say what is new."]
+    assert main(["import", str(files["trained"]), "--name", "delta", *parts, *asked]) == 0
     printed = capsys.readouterr()
     folder = home / "models" / "delta"
     assert printed.out.strip() == str(folder)
@@ -358,7 +397,8 @@ def test_one_command_in_and_one_out(files, bases, home, tmp_path, capsys):
         for name in ("delta", "whole")
     ]
     assert same(*states)
-    assert DeltaVLMProcessor.from_pretrained(home / "models" / "whole").prompt_style == "reference"
+    whole = DeltaVLMProcessor.from_pretrained(home / "models" / "whole")
+    assert (whole.prompt_style, whole.caption_question) == ("reference", "Please say what is new.")
 
 
 def test_the_inspector(files, capsys):
