@@ -111,6 +111,10 @@ MEASURES = (
 )
 
 
+NAMES = {"own": "own", "shuffled": "images shuffled"}
+"""Of evaluations, in the result file."""
+
+
 def figures(metrics: dict[str, Any]) -> dict[str, float | None]:
     """Values of the predictions by measure."""
     return {measure.name: measure.told(metrics)[0] for measure in MEASURES}
@@ -134,12 +138,17 @@ def told(values: list[float | None]) -> str:
 def table(results: list[dict[str, Any]]) -> str:
     """A line a measure: each model, the first one with other pairs' images, and the best trivial answer."""
     kinds = list(dict.fromkeys(result["kind"] for result in results))
-    heads = [*kinds, f"{kinds[0]}, images shuffled", "best trivial answer"]
+    columns = [(kind, "own") for kind in kinds]
+    columns += [
+        (kind, "shuffled") for kind in kinds if any("shuffled" in r for r in results if r["kind"] == kind)
+    ]
+    heads = [kind if which == "own" else f"{kind}, images shuffled" for kind, which in columns]
+    heads.append("best trivial answer")
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for measure in MEASURES:
         cells = [
             told([measure.told(result[which])[0] for result in results if result["kind"] == kind])
-            for kind, which in [*((kind, "own") for kind in kinds), (kinds[0], "shuffled")]
+            for kind, which in columns
         ]
         cells.append(told([measure.told(results[0]["own"])[1]]))
         lines.append(f"| {measure.name} | " + " | ".join(cells) + " |")
@@ -166,15 +175,13 @@ def run(out: Path, kind: Kind, seed: int, threads: int, settings: list[str]) -> 
                 call(str(HERE / "six_start.py"), *made, "--out", str(start))
         words.append(f"model={start}")
         call("-m", "llava.train", *words, f"seed={seed}", *kind.settings, *settings)
-        for name, more in (("own", []), ("shuffled", ["--shuffle-images"])):
+        ways = {"own": [], "shuffled": ["--shuffle-images"]} if kind == KINDS[0] else {"own": []}
+        for name, more in ways.items():
             if not (folder / name / "metrics.json").is_file():
                 words = ["--model", str(folder / "model"), "--data", str(data / "test.jsonl")]
                 call("-m", "llava.eval", *words, "--task", "all", "--out", str(folder / name), *more)
-    own, shuffled = (
-        json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
-        for name in ("own", "shuffled")
-    )
-    return {"kind": kind.name, "seed": seed, "own": own, "shuffled": shuffled}
+    found = {name: json.loads((folder / name / "metrics.json").read_text(encoding="utf-8")) for name in ways}
+    return {"kind": kind.name, "seed": seed, **found}
 
 
 def main() -> None:
@@ -185,7 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/six_tasks"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS])
-    parser.add_argument("--train", type=int, default=6000, help="pairs to learn from (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=9000, help="pairs to learn from (default: %(default)s)")
     parser.add_argument("--test", type=int, default=300, help="held-out pairs (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="other training settings")
     parser.add_argument(
@@ -213,8 +220,7 @@ def main() -> None:
             {
                 "model": result["kind"],
                 "seed": result["seed"],
-                "own": figures(result["own"]),
-                "images shuffled": figures(result["shuffled"]),
+                **{name: figures(result[which]) for which, name in NAMES.items() if which in result},
             }
             for result in results
         ],

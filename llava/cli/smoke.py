@@ -92,4 +92,5 @@ def _untrained(records: Path, args: argparse.Namespace) -> "ChangeCaptioner":
     torch.manual_seed(args.seed)
     start = TrainConfig.from_dict({"model": {"preset": SMALL}, "data": records, "output_dir": records.parent})
     model, processor = load_start(start, torch.float32)
-    return ChangeCaptioner(model.to(args.device or "cpu"), processor, name=f"{SMALL}, untrained")
+    model.to(torch.device(args.device or "cpu"))  # type: ignore[arg-type]
+    return ChangeCaptioner(model, processor, name=f"{SMALL}, untrained")

@@ -3,7 +3,8 @@
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,6 +44,21 @@ def anywhere(flag: int, device: torch.device) -> int:
     value = torch.tensor(flag, device=device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Inside, CPU arithmetic of this thread, and of threads that it starts, takes numbers below 1e-38 for 0.
+
+    Adam's memory of a word that is long unseen decays into that range and stays there, where an x86 core computes some
+    hundred times slower: benchmarks/denormals.py.
+    """
+    before = bool((torch.full((), 1e-39) * 0.5).item() == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class Signals:

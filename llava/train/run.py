@@ -26,7 +26,7 @@ from llava.model.branches import APART, BLOCK
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
 from llava.train.config import EPOCH_COSINE, TrainConfig
 from llava.train.flops import step_flops
-from llava.train.guard import Interrupted, Signals
+from llava.train.guard import Interrupted, Signals, denormals_as_zero
 from llava.train.meter import Meter
 from llava.train.parts import set_learning
 from llava.train.report import Console, LogFile, SampleWriter
@@ -274,7 +274,7 @@ def train(run: TrainConfig) -> AnyModel:
     out = run.output_dir
     processes = arguments.world_size
     checkpoint = distributed.on_main(lambda: _open(run, processes, kind(arguments)), "the run's folder")
-    with Signals() as signals:
+    with Signals() as signals, denormals_as_zero():
         trainer, model, _ = prepare(run, arguments, signals)
         if checkpoint is not None:
             trainer.take_up(checkpoint)

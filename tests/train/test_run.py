@@ -479,3 +479,31 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
 def test_what_does_not_go_together_is_refused(make_run: Make, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_run(**fields)
+
+
+def test_numbers_below_what_floats_hold_are_zero_while_it_trains(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+):
+    def taken_for_zero() -> bool:
+        return (torch.full((4096,), 1e-39) * 0.5).count_nonzero().item() == 0
+
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    seen: list[bool] = []
+    step = ChangeTrainer.training_step
+
+    def watched(self: ChangeTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(taken_for_zero())
+        if len(seen) == 2:
+            raise TrainError("enough")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ChangeTrainer, "training_step", watched)
+    with pytest.raises(TrainError, match="enough"):
+        train(make_run())
+    assert seen == [True, True] and not taken_for_zero()
+    with guard.denormals_as_zero():
+        with guard.denormals_as_zero():
+            pass
+        assert taken_for_zero()
+    assert not taken_for_zero()
