@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -212,10 +213,12 @@ def main() -> None:
         results = list(pool.map(lambda job: run(out, job[0], job[1], threads, args.set), jobs))
 
     print(table(results))
+    said = ["--seeds", *map(str, args.seeds)]
+    said += [] if len(args.kinds) == len(KINDS) else ["--kinds", *args.kinds]
     record = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads a run",
-        "command": "python benchmarks/six_tasks.py --seeds " + " ".join(map(str, args.seeds)),
+        "command": shlex.join(["python", "benchmarks/six_tasks.py", *said]),
         "runs": [
             {
                 "model": result["kind"],
