@@ -14,15 +14,21 @@ TINY_NOTE = (
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, *, max_new_tokens: int | None, said: str | None = None
+    parser: argparse.ArgumentParser,
+    *,
+    max_new_tokens: int | None,
+    said: str | None = None,
+    model: str = "tiny",
+    model_said: str = "tiny, in the package",
 ) -> None:
-    """The options that `load_captioner` reads; `said` is the default length in words, where that depends."""
+    """The options that `load_captioner` reads; `said` is the default length in words, where that depends, and
+    `model_said` the default model."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        default="tiny",
+        default=model,
         metavar="M",
-        help="a folder, a hub id or a name of `llava download --list` (default: tiny, in the package)",
+        help=f"a folder, a hub id or a name of `llava download --list` (default: {model_said})",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     group.add_argument(

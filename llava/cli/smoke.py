@@ -37,8 +37,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--pairs", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of pairs and weights (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep everything there (default: nothing is)")
-    add_model_options(parser, max_new_tokens=16)
-    parser.set_defaults(run=run, model=SMALL)
+    said = f"{SMALL}, new and untrained, on the CPU"
+    add_model_options(parser, max_new_tokens=16, model=SMALL, model_said=said)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -50,8 +50,8 @@ def anywhere(flag: int, device: torch.device) -> int:
 def denormals_as_zero() -> Iterator[None]:
     """Inside, CPU arithmetic of this thread, and of threads that it starts, takes numbers below 1e-38 for 0.
 
-    Adam's memory of a word that is long unseen decays into that range and stays there, where an x86 core computes some
-    hundred times slower: benchmarks/denormals.py.
+    Adam's memory of a word that is long unseen decays into that range and stays there, where an x86 core makes an
+    update ten times slower: benchmarks/denormals.py.
     """
     before = bool((torch.full((), 1e-39) * 0.5).item() == 0)
     torch.set_flush_denormal(True)

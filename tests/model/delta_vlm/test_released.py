@@ -108,15 +108,6 @@ def test_the_published_size():
         leftovers |= {f"{n}.bias": torch.empty(256) for n in more} | {"temp": torch.empty(())}
     weights = from_ours({n: p for n, p in model.named_parameters() if p.requires_grad}, "it") | leftovers
     groups = parameter_groups(Released(weights))
-    assert groups == {
-        "vision blocks": 50_497_536,
-        "final norm": 2_816,
-        "Q-Former": 185_660_160,
-        "queries": 24_576,
-        "CSRM": 13_881_472,
-        "projection": 3_149_824,
-        "contrastive leftovers": 393_729,
-    }
     assert sum(groups.values()) == 253_610_113
     assert groups == PUBLISHED
 
