@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedCon
 
 from llava.data.conversation import QUESTION
 from llava.errors import ConfigError, DownloadError
-from llava.model.delta_vlm.checkpoint import instructblip_weights, language_weights
+from llava.model.delta_vlm.checkpoint import instructblip_weights, language_weights, lasting
 from llava.model.delta_vlm.configuration import QFORMER_VOCABULARY, TUNABLE, VICUNA_7B, DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import QFORMER_FOLDER, DeltaVLMProcessor
@@ -140,7 +140,7 @@ def new_parts(model: Assembly, run: TrainConfig, *, planned: bool = False) -> Pa
         "vision": tower if config.tune_vision_blocks < config.vision_config.num_hidden_layers else None,
         "language": None if config.tune_language_model else model.llm,
     }
-    kept = {base: _lasting(name) for base, name in bases.items() if isinstance(name, str)}
+    kept = {base: lasting(name) for base, name in bases.items() if isinstance(name, str)}
     config.base_models = kept or None
     return Parts(config, tokenizer, qformer_tokenizer)
 
@@ -182,11 +182,6 @@ def _place(name: str) -> str:
     from llava.captioner import resolve_model
 
     return name if Path(name).exists() else resolve_model(name)
-
-
-def _lasting(name: str) -> str:
-    """A name by which it is found from anywhere."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _published(name: str, planned: bool) -> Any:

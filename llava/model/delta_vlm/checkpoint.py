@@ -46,14 +46,34 @@ def base_of(name: str, config: DeltaVLMConfig) -> str | None:
     Args:
         name: in `DeltaVLMForConditionalGeneration` or in `DeltaVLMModel`.
     """
+    base = _place(name, _frozen(config))
+    return None if base == "language" and config.tune_language_model else base
+
+
+def held_by(name: str, config: DeltaVLMConfig) -> str | None:
+    """Which base model has a weight as a checkpoint with this config has it, which may leave it out; None for one that
+    has learned, even where it is frozen now."""
+    return _place(name, config.base_blocks)
+
+
+def _frozen(config: DeltaVLMConfig) -> int:
+    return int(config.vision_config.num_hidden_layers - config.tune_vision_blocks)
+
+
+def _place(name: str, blocks: int) -> str | None:
+    """The base model of a weight, if of the encoder the first `blocks` are a base."""
     plain = name.removeprefix("model.")
     if plain.startswith(("language_model.", "lm_head.")):
-        return None if config.tune_language_model else "language"
-    frozen = config.vision_config.num_hidden_layers - config.tune_vision_blocks
+        return "language"
     if plain.startswith("vision_tower.embeddings."):
-        return "vision" if frozen else None
+        return "vision" if blocks else None
     block = _BLOCK.match(plain)
-    return "vision" if block is not None and int(block.group(1)) < frozen else None
+    return "vision" if block is not None and int(block.group(1)) < blocks else None
+
+
+def lasting(name: str) -> str:
+    """A folder, file or hub id as a config may keep it: found from whatever folder it is looked for."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def expected_shapes(config: DeltaVLMConfig) -> Shapes:
@@ -74,26 +94,32 @@ def saving(
 ) -> Iterator[dict[str, Tensor] | None]:
     """Inside, the config says what the checkpoint leaves out; gives the weights to write, None for all.
 
-    A base model whose weights learn, whatever the config says of them, is no base any more, and is written.
+    A base model whose weights learn, whatever the config says of them, is no base any more, and is written; so is all
+    where nothing learns, since then there is no telling what has: peft freezes a model before it adds to its weights.
     """
     config = cast(DeltaVLMConfig, model.config)
-    held = config.base_models
-    bases = {} if whole else dict(held or {})
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and (base := base_of(name, config)) is not None:
-            bases.pop(base, None)
+    held = config.base_models, config.base_blocks
+    bases = dict(config.base_models or {})
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if whole or (whole is None and not learning):
+        bases = {}
+    config.base_blocks = min(
+        config.base_blocks, _frozen(config)
+    )  # of those that were a base, some may learn now
+    for name in learning:
+        bases.pop(held_by(name, config) or "", None)
     if whole is False and not bases:
         raise CheckpointError(
             "this model's config names no base_models whose weights could be left out; save it whole"
         )
     if bases:
         weights = model.state_dict() if state_dict is None else state_dict
-        state_dict = {name: value for name, value in weights.items() if base_of(name, config) not in bases}
+        state_dict = {name: value for name, value in weights.items() if held_by(name, config) not in bases}
     config.base_models = bases or None
     try:
         yield state_dict
     finally:
-        config.base_models = held
+        config.base_models, config.base_blocks = held
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -158,9 +184,9 @@ def check_checkpoint(
             {name: shape for name, shape in held.items() if not name.startswith(_FUSION)}
             for held in (shapes, expected)
         )
-    present = {base_of(name, config) for name in shapes}
+    present = {held_by(name, config) for name in shapes}
     left_out = tuple(base for base in BASES if base in (config.base_models or {}) and base not in present)
-    wanted = {name: shape for name, shape in expected.items() if base_of(name, config) not in left_out}
+    wanted = {name: shape for name, shape in expected.items() if held_by(name, config) not in left_out}
     check_weights(shapes, wanted, tied=config.tie_word_embeddings, where=source)
     return left_out
 
@@ -253,7 +279,7 @@ def vision_weights(source: str, config: DeltaVLMConfig) -> dict[str, Tensor]:
     Raises:
         CheckpointError: weights that are not there.
     """
-    wanted = {name for name in expected_shapes(config) if base_of(name, config) == "vision"}
+    wanted = {name for name in expected_shapes(config) if held_by(name, config) == "vision"}
 
     def ours(name: str) -> str:
         return _VISION.sub("model.vision_tower.", name)
@@ -287,9 +313,9 @@ def instructblip_weights(source: str, config: DeltaVLMConfig, part: str) -> dict
     """
     expected = expected_shapes(config)
     if part == "tower" and Path(source).is_file():
-        frozen = copy.deepcopy(config)
-        frozen.tune_vision_blocks = 0
-        return vision_weights(source, frozen)
+        whole = copy.deepcopy(config)
+        whole.base_blocks = config.vision_config.num_hidden_layers
+        return vision_weights(source, whole)
     prefixes = ("model.vision_tower.",) if part == "tower" else _QFORMER.values()
     wanted = {name for name in expected if name.startswith(tuple(prefixes))}
 

@@ -134,6 +134,8 @@ class DeltaVLMConfig(PreTrainedConfig):
         image_token_id: the placeholder's id, K of them before each prompt; by default one past the vocabulary.
         base_models: what a checkpoint that leaves out its frozen weights was made with: `{"vision": a folder or hub id
             of InstructBLIP or a file of EVA, "language": a folder or hub id}`, one or both.
+        base_blocks: the first blocks of the encoder, as `base_models["vision"]` has them; by default all that are
+            frozen. Fewer are frozen, or more, where a model goes on with another `tune_vision_blocks`.
         bos_token_id, eos_token_id, pad_token_id: by default the language model's own; without a padding token, eos.
 
     Raises:
@@ -163,6 +165,7 @@ class DeltaVLMConfig(PreTrainedConfig):
         max_qformer_tokens: int = 128,
         image_token_id: int | None = None,
         base_models: dict[str, str] | None = None,
+        base_blocks: int | None = None,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
@@ -196,6 +199,10 @@ class DeltaVLMConfig(PreTrainedConfig):
                 f"max_qformer_tokens={max_qformer_tokens} is more than the "
                 f"{self.qformer_config.max_position_embeddings} positions of the Q-Former"
             )
+        if base_blocks is None:
+            base_blocks = blocks - tune_vision_blocks
+        if not 0 <= base_blocks <= blocks:
+            raise ConfigError(f"base_blocks={base_blocks} does not fit an encoder of {blocks} blocks")
         if base_models is not None and (unknown := set(base_models) - {"vision", "language"}):
             raise ConfigError(f"base_models names {sorted(unknown)}; known: vision, language")
         self.num_query_tokens = num_query_tokens
@@ -208,6 +215,7 @@ class DeltaVLMConfig(PreTrainedConfig):
         self.max_qformer_tokens = max_qformer_tokens
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
         self.base_models = base_models
+        self.base_blocks = base_blocks
         self.initializer_range = initializer_range
         if tie_word_embeddings is None:
             tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

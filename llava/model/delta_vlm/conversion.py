@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from llava.errors import CheckpointError, DownloadError
 from llava.model.checkpoint import check_weights
-from llava.model.delta_vlm.checkpoint import base_of, expected_shapes
+from llava.model.delta_vlm.checkpoint import base_of, expected_shapes, held_by, lasting
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.evidence import PUBLISHED, Evidence, csrm_evidence, parameter_groups
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
@@ -87,7 +87,7 @@ def import_release(
         weights = {name: value for name, value in weights.items() if not name.startswith("model.fusion.")}
     tokenizer, reader = _tokenizers(language, vision, qformer_tokenizer)
     config = _config(weights, str(file), language, vision, tokenizer, kind)
-    wanted = {name: s for name, s in expected_shapes(config).items() if base_of(name, config) is None}
+    wanted = {name: s for name, s in expected_shapes(config).items() if held_by(name, config) is None}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     check_weights(shapes, wanted, tied=False, where=str(file))
     processor = DeltaVLMProcessor.for_config(config, tokenizer, reader)
@@ -130,7 +130,11 @@ def export_release(model: DeltaVLMForConditionalGeneration, file: str | Path) ->
     config = cast(DeltaVLMConfig, model.config)
     if config.fusion["kind"] not in ("csrm", "concat"):
         raise CheckpointError(f"the released layout has no place for fusion {config.fusion['kind']!r}")
-    state = {name: value for name, value in model.state_dict().items() if base_of(name, config) is None}
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if None in (base_of(name, config), held_by(name, config))
+    }
     weights = {
         name: value.detach().cpu().contiguous() for name, value in from_ours(state, "the model").items()
     }
@@ -160,6 +164,7 @@ def _tokenizers(
     language: str, vision: str, reader: str | None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The language model's with the release's padding token, and the Q-Former's with its unused mark."""
+    inside: dict[str, str] = {}
     if reader is None and not Path(vision).is_file():
         beside = cached_file(
             vision,
@@ -168,11 +173,13 @@ def _tokenizers(
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        reader = str(Path(beside).parent) if beside is not None else None
+        if beside is not None:
+            # by its name, and not by where that one file is: the others may have to be fetched
+            reader, inside = vision, {"subfolder": QFORMER_FOLDER}
     found = []
-    for what, source in (("language model", language), ("Q-Former", reader or BERT)):
+    for what, source, options in (("language model", language, {}), ("Q-Former", reader or BERT, inside)):
         try:
-            found.append(AutoTokenizer.from_pretrained(source))
+            found.append(AutoTokenizer.from_pretrained(source, **options))
         except (OSError, ValueError) as error:
             raise DownloadError(f"the {what}'s tokenizer cannot be loaded from {source}: {error}") from error
     tokenizer, bert = found
@@ -221,7 +228,7 @@ def _config(
         fusion={"kind": fusion},
         tune_vision_blocks=len(blocks),
         prompt_style="reference",
-        base_models={"vision": vision, "language": language},
+        base_models={"vision": lasting(vision), "language": lasting(language)},
         # the release calls bos, eos and unk all </s>
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -110,7 +110,8 @@ class DeltaVLMPreTrainedModel(PreTrainedModel):
     def leaves_out(self, name: str) -> bool:
         """Whether a checkpoint of this model leaves a weight to its base models."""
         config = cast(DeltaVLMConfig, self.config)
-        return checkpoint.base_of(name, config) in (config.base_models or {})
+        held = not self.learns(name) and checkpoint.held_by(name, config) in (config.base_models or {})
+        return held
 
     @classmethod
     def from_pretrained(
@@ -139,7 +140,8 @@ class DeltaVLMPreTrainedModel(PreTrainedModel):
         whole: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """As in transformers. Frozen weights that the config's `base_models` hold are left out, unless `whole`.
+        """As in transformers. Frozen weights that the config's `base_models` hold are left out, unless `whole`, or
+        unless nothing in the model learns, as after a merge of peft's adapters.
 
         Raises:
             CheckpointError: `whole=False` for a model whose config names no base models.

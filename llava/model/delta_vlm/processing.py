@@ -78,6 +78,11 @@ class DeltaVLMProcessor(ProcessorMixin):
             raise ConfigError(
                 "DeltaVLMProcessor needs an image_processor, a tokenizer and a qformer_tokenizer"
             )
+        if len(qformer_tokenizer) <= len(qformer_tokenizer.all_special_ids):
+            raise ConfigError(
+                f"the Q-Former's tokenizer knows no words ({qformer_tokenizer.name_or_path}): its vocabulary, "
+                "vocab.txt or tokenizer.json, is missing"
+            )
         if image_token_id is None or image_token_id < len(tokenizer):
             raise ConfigError(
                 f"image_token_id={image_token_id} must be one that none of the {len(tokenizer)} words has"

@@ -147,6 +147,51 @@ def test_what_learned_after_all_is_written(bases, tmp_path):
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"tune_vision_blocks": 3}, {"tune_vision_blocks": 1}, {"tune_language_model": True}]
+)
+def test_going_on_with_other_parts_frozen(part, bases, tmp_path, changed):
+    """The file says what it leaves out, not what is frozen from now on; what has ever learned is written."""
+    whole = DeltaVLMForConditionalGeneration.from_pretrained(part).state_dict()
+    fields = DeltaVLMConfig.from_pretrained(part).to_dict() | changed
+    for options in (changed, {"config": DeltaVLMConfig.from_dict(fields)}):
+        model = DeltaVLMForConditionalGeneration.from_pretrained(part, **options)
+        state = model.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in whole.items())
+        learning = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert learning == {name for name in whole if base_of(name, model.config) is None} - {"lm_head.bias"}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in learning:
+                parameter.add_(0.5)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    held = set(load_file(tmp_path / "model.safetensors"))
+    assert held >= learning | set(load_file(part / "model.safetensors")) and held != set(whole)
+    again = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in state.items())
+    assert set(again.config.base_models) == ({"vision"} if "tune_language_model" in changed else set(bases))
+    back = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path, tune_vision_blocks=2)
+    assert all(torch.equal(back.state_dict()[name], value) for name, value in state.items())
+
+
+def test_what_peft_merges_is_written(part, bases, tmp_path):
+    """A merge adds to frozen weights: nothing is left to tell that they are not the base's any more."""
+    from peft import LoraConfig, get_peft_model
+
+    model = DeltaVLMForConditionalGeneration.from_pretrained(part)
+    before = model.model.language_model.layers[0].self_attn.q_proj.weight.detach().clone()
+    adapted: Any = get_peft_model(
+        model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    )
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path)
+    weight = again.model.language_model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(weight, merged.model.language_model.layers[0].self_attn.q_proj.weight)
+    assert not torch.equal(weight, before) and again.config.base_models is None
+
+
 def test_a_partial_save_needs_bases(tmp_path):
     with pytest.raises(CheckpointError, match="names no base_models"):
         tiny_model()[0].save_pretrained(tmp_path, whole=False)

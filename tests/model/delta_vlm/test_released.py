@@ -1,7 +1,15 @@
 """The published file in and out, and what it tells of its own training."""
 
 import argparse
+import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava.cli import main
-from llava.errors import CheckpointError, DownloadError
+from llava.errors import CheckpointError, ConfigError, DownloadError
 from llava.model.delta_vlm import conversion
 from llava.model.delta_vlm.checkpoint import base_of
 from llava.model.delta_vlm.configuration import DeltaVLMConfig
@@ -22,7 +30,7 @@ from llava.model.delta_vlm.processing import DeltaVLMProcessor
 from llava.model.delta_vlm.released import Released, from_ours, read_release, to_ours
 from tests.model.delta_vlm import layouts
 from tests.model.delta_vlm.test_loading import write_bases
-from tests.model.delta_vlm.tiny import FUSIONS, pair_inputs, tiny_config, tiny_model
+from tests.model.delta_vlm.tiny import FUSIONS, pair_inputs, tiny_bert, tiny_config, tiny_model
 from tests.tiny import tiny_tokenizer
 
 LEFT = {*layouts.LEFTOVERS, "Qformer.bert.embeddings.position_ids", layouts.FREQUENCIES}
@@ -342,6 +350,73 @@ def test_the_encoder_from_evas_own_file(files, bases, tmp_path, monkeypatch):
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
+
+
+class _Hub(SimpleHTTPRequestHandler):
+    """`/OWNER/NAME/resolve/main/FILE` of a folder `OWNER/NAME`, as the hub answers it."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def send_head(self):
+        path = Path(self.translate_path(self.path.replace("/resolve/main/", "/")))
+        if not path.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        self.path = self.path.replace("/resolve/main/", "/")
+        return super().send_head()
+
+    def end_headers(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            self.send_header("ETag", f'"{hashlib.sha1(path.read_bytes()).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        super().end_headers()
+
+
+def test_the_bases_come_from_the_hub(files, bases, tmp_path):
+    """The Q-Former's tokenizer with all its files, of which nothing is on this machine yet."""
+    shutil.copytree(bases["vision"], tmp_path / "hub" / "lab" / "instructblip")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, directory=str(tmp_path / "hub")))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    shutil.copy(files["trained"], tmp_path / "file.pth")
+    (tmp_path / "words").symlink_to(bases["language"])
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "LLAVA_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
+    # a folder in the working directory is found from any other one, too
+    bases_named = ["--language-model", "words", "--vision-model", "lab/instructblip"]
+    command = [sys.executable, "-m", "llava", "import", "file.pth", "--name", "delta", *bases_named]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "home" / "models" / "delta"
+    made = DeltaVLMProcessor.from_pretrained(folder).qformer_tokenizer
+    plain = tiny_bert()
+    assert made("any change of roads?")["input_ids"] == plain("any change of roads?")["input_ids"]
+    assert made.get_vocab() == plain.get_vocab() | {"[DEC]": len(plain)}
+    kept = DeltaVLMConfig.from_pretrained(folder).base_models
+    assert kept == {"vision": "lab/instructblip", "language": bases["language"]}
+
+
+def test_a_qformer_that_was_not_given_its_words(files, bases, tmp_path):
+    """transformers makes an empty vocabulary where the file is missing, and says nothing."""
+    vision = tmp_path / "vision"
+    shutil.copytree(bases["vision"], vision)
+    (vision / "qformer_tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises((ConfigError, DownloadError), match=r"vocab\.txt|tokenizer cannot be loaded"):
+        import_release(files["trained"], tmp_path / "model", **bases | {"vision": str(vision)})
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.fixture
