@@ -577,7 +577,7 @@ class ChangeChat:
         """
         one = pick(TASKS, task, what="task")
         own = (self._captioner.caption_question,) if task == "caption" else one.rounds
-        how = {"num_beams": one.num_beams, "max_new_tokens": one.max_new_tokens, **options}
+        how = one.decoding(options)
         asked = own if question is None else (question,)
         rounds = tuple((text, self.ask(text, **cast("Options", how))) for text in asked)
         said = [answer.text for _, answer in rounds]

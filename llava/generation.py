@@ -376,7 +376,7 @@ def generate(
     processors: list[LogitsProcessor] = [] if scores is None else [scores]
     if how.repetition_penalty != 1:
         processors.append(
-            RepetitionPenaltyLogitsProcessor(how.repetition_penalty, prompt_ignore_length=longest)
+            RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty), prompt_ignore_length=longest)
         )
     cache: Cache = start.cache
     if how.static_cache:

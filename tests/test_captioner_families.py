@@ -88,7 +88,7 @@ def test_an_answer_with_a_history_is_what_plain_generation_gives(captioner: Chan
     [
         {},
         {"num_beams": 3},
-        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 2},
         {"num_beams": 2, "repetition_penalty": 1.3},
         {"static_cache": True},
     ],

@@ -86,7 +86,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the results; over nodes a shared one",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N pairs, with all that is asked of them"
+    )
     parser.add_argument("--question", help="ask this instead (default: the question for a caption)")
     parser.add_argument(
         "--shuffle-images", action="store_true", help="give every pair another pair's images, as a control"
@@ -107,7 +109,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--static-cache",
         action="store_true",
-        help="keys and values in one fixed block (default: a growing one)",
+        help="keys and values in one fixed block (default: a growing one); not where a task's own way is several beams",
     )
     speed.add_argument(
         "--compile", action="store_true", help="with --static-cache on CUDA: compile the decoding step"
@@ -237,6 +239,7 @@ def _records(args: argparse.Namespace) -> "tuple[list[Record], Path, str]":
     from llava import distributed
     from llava.data.mixture import SUFFIXES, load_mixture, unique
     from llava.data.record import read_records
+    from llava.eval.generate import of_first_pairs
     from llava.eval.task_scores.scoring import task_of
 
     data = str(args.data)
@@ -257,7 +260,7 @@ def _records(args: argparse.Namespace) -> "tuple[list[Record], Path, str]":
             raise DataError(
                 f"{args.data} has no records of task {', '.join(args.task)}; it has {', '.join(there)}"
             )
-    if args.limit is not None and args.limit < len(records):
-        records = records[: args.limit]
+    if len(kept := of_first_pairs(records, args.limit)) < len(records):
+        records = kept
         data += f", first {args.limit}"
     return records, root, data

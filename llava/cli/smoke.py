@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llava.captioner import ChangeCaptioner
 
 SMALL = "deltavlm-tiny"
+SHORT = 16
+"""Tokens of an answer that means nothing."""
 EPILOG = """\
 steps: 1. draw pairs of roads and buildings   2. make or load a model   3. ask all six tasks   4. score, write a page
 
@@ -38,7 +40,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of pairs and weights (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep everything there (default: nothing is)")
     said = f"{SMALL}, new and untrained, on the CPU"
-    add_model_options(parser, max_new_tokens=16, model=SMALL, model_said=said)
+    length = f"the tasks' own; {SHORT} untrained"
+    add_model_options(parser, max_new_tokens=None, said=length, model=SMALL, model_said=said)
     parser.set_defaults(run=run)
 
 
@@ -61,7 +64,13 @@ def _run(args: argparse.Namespace, out: Path) -> int:
 
     data = export_tasks({"test": args.pairs}, out / "data", seed=args.seed)
     records = read_records(data / "test.jsonl")
-    captioner = _untrained(data / "test.jsonl", args) if args.model == SMALL else load_captioner(args)
+    small = args.model == SMALL
+    captioner = (
+        _untrained(data / "test.jsonl", args)
+        if small
+        else load_captioner(args, max_new_tokens=args.max_new_tokens or 128)
+    )
+    length = args.max_new_tokens or (SHORT if small else None)
     try:
         meteor = find_java() is not None and bool(find_jar())
     except MissingDependencyError:
@@ -69,7 +78,10 @@ def _run(args: argparse.Namespace, out: Path) -> int:
     if not meteor:
         print("note: METEOR and Sm are left out, which need Java and pycocoevalcap", file=sys.stderr)
     settings = EvalSettings(
-        batch_size=args.pairs, options={"max_new_tokens": args.max_new_tokens}, meteor=meteor, overwrite=True
+        batch_size=args.pairs,
+        options={} if length is None else {"max_new_tokens": length},
+        meteor=meteor,
+        overwrite=True,
     )
     found = run_evaluation(captioner, records, data, out / "eval", settings, data="drawn pairs")
     for task in TASK_NAMES:

@@ -106,6 +106,16 @@ def make_batches(
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
+def of_first_pairs(records: Sequence[Record], count: int | None) -> list[Record]:
+    """All records of the first `count` pairs, whatever is asked of them; None: of all."""
+    first: dict[tuple[str, str], None] = {}
+    for pair in about_pairs(records):
+        if count is not None and len(first) == count:
+            break
+        first[pair] = None
+    return [record for record, pair in zip(records, about_pairs(records), strict=True) if pair in first]
+
+
 def about_pairs(records: Sequence[Record]) -> list[tuple[str, str]]:
     """The images of each."""
     return [(record.img1_path, record.img2_path) for record in records]

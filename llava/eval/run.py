@@ -249,7 +249,7 @@ def _decoding(task: str | None, captioner: ChangeCaptioner, settings: EvalSettin
     asked = {**_DECODINGS[settings.decode], **settings.options}
     if task is None:
         return (settings.generation or captioner.generation).but(asked)  # type: ignore[arg-type]
-    return Generation().but({**vars(TASKS[task].generation), **asked})  # type: ignore[typeddict-item]
+    return Generation().but(TASKS[task].decoding(asked))  # type: ignore[arg-type]
 
 
 def _batches(

@@ -297,6 +297,8 @@ _PLACE = re.compile(
     r")(?![^\W_])(?![-_]+[^\W_])"
 )
 _SECTION = re.compile(r"(?<![^\W_])(road|building)s?(?![^\W_])")
+_BULLET = re.compile(r"\s(?:[-*]|\d+[.)])[\s*]*$")
+"""Before the name of the next class, where each has a line of its own."""
 _NO_LABEL = re.compile(
     "an?|and|any|are|areas?|at|buildings?|cells?|change[ds]?|corner|edge|empty|found|grid|ha[sd]|have|in|is|new|no|none"
     "|nothing|not|of|on|or|part|region|roads?|side|the|there|were|where"
@@ -318,7 +320,9 @@ def parse_places(text: str) -> Places:
     unknown = 0
     for i, mark in enumerate(marks):
         end = marks[i + 1].start() if i + 1 < len(marks) else len(plain)
-        places, strange = _list(plain[mark.end() : end])
+        last = end == len(plain)
+        section = plain[mark.end() : end]
+        places, strange = _list(section if last else _BULLET.sub("", section), last)
         found.setdefault(mark[1], set()).update(places)
         unknown += strange
     return Places(
@@ -330,8 +334,8 @@ def parse_places(text: str) -> Places:
     )
 
 
-def _list(text: str) -> tuple[set[str], int]:
-    """Labels of one list, and how many of its entries name none."""
+def _list(text: str, last: bool) -> tuple[set[str], int]:
+    """Labels of one list, and how many of its entries name none; only the last one may have been cut off."""
     before, bracket, inside = text.partition("[")
     closed = True
     if bracket and not before.strip(" :=-."):
@@ -341,7 +345,7 @@ def _list(text: str) -> tuple[set[str], int]:
     places: set[str] = set()
     unknown = 0
     for number, entry in enumerate(entries, start=1):
-        if number == len(entries) and _is_cut(entry, closed):
+        if last and number == len(entries) and _is_cut(entry, closed):
             continue
         rest = _PLACE.sub(lambda label: places.add(_place(label)) or " ", entry)  # type: ignore[func-returns-value]
         words = re.findall(r"[^\W_]+", rest)

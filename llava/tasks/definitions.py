@@ -14,8 +14,6 @@ from llava.data.conversation import QUESTION
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llava.generation import Generation
-
 TASK_NAMES = ("caption", "binary", "count", "loc", "open", "dialog")
 """In the order in which they are reported."""
 
@@ -42,12 +40,13 @@ class Task:
         """What is asked first, and for all but dialogues the only question."""
         return self.rounds[0]
 
-    @property
-    def generation(self) -> Generation:
-        """How answers are generated where nothing else is asked for."""
-        from llava.generation import Generation  # here, for it loads torch
-
-        return Generation(num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
+    def decoding(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of `llava.generation.Generation`: its own, and before them those that are asked for. Several beams of
+        its own go without a static cache, which has room for one."""
+        own = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        if self.num_beams > 1 and "num_beams" not in asked:
+            asked = {**asked, "static_cache": False, "compile": False}
+        return {**own, **asked}
 
 
 TASKS: dict[str, Task] = {

@@ -15,7 +15,8 @@ def read_answer(task: str, said: str, rounds: Sequence[str] = ()) -> tuple[Any, 
 
     Returns:
         binary: changed or not; count: {roads, buildings}; loc: {roads, buildings}, cells row by row; dialog:
-        {changed, roads, buildings}; caption and open, which are words: None. None, too, for what could not be read.
+        {changed, roads, buildings}; caption and open, which are words: None. None, too, for what could not be read, of
+        a dialogue in each of its places.
     """
     if task == "binary":
         changed = parse_binary(said)
@@ -25,7 +26,8 @@ def read_answer(task: str, said: str, rounds: Sequence[str] = ()) -> tuple[Any, 
         return (_numbers(counts) if counts.valid else None), counts.valid
     if task == "loc":
         places = parse_places(said)
-        return {kind: _ordered(getattr(places, kind)) for kind in ("roads", "buildings")}, places.valid
+        found = {kind: _ordered(getattr(places, kind)) for kind in ("roads", "buildings")}
+        return (found if places.valid else None), places.valid
     if task == "dialog":
         changed, counts = parse_binary(rounds[0]), middle(rounds)
         return {"changed": changed, **_numbers(counts)}, changed is not None and counts.valid

@@ -118,7 +118,7 @@ class EvaluationConfig:
     every: Literal["epoch"] | int = "epoch"
     """An evaluation and a checkpoint so often: each epoch, or each so many updates."""
     limit: int | None = None
-    """Only the first so many pairs."""
+    """Only the first so many pairs, with all that is asked of them."""
     batch_size: int = 16
     max_new_tokens: int | None = None
     metric: str = "Sm"

@@ -21,6 +21,7 @@ from llava.data.mixture import SUFFIXES, load_mixture, unique
 from llava.data.record import Record, read_records
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, MissingDependencyError
+from llava.eval.generate import of_first_pairs
 from llava.family import AnyModel, AnyProcessor, family_of
 from llava.model.branches import APART, BLOCK
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
@@ -173,8 +174,8 @@ def evaluation_records(run: TrainConfig) -> tuple[list[Record] | None, Path | No
     path, root = run.evaluation.data, run.evaluation.root or run.root
     if path.suffix in SUFFIXES:
         mixture = load_mixture(path, root, seed=run.seed, in_memory=True)
-        return unique(mixture.records)[: run.evaluation.limit], mixture.root
-    return unique(read_records(path))[: run.evaluation.limit], root or path.parent
+        return of_first_pairs(unique(mixture.records), run.evaluation.limit), mixture.root
+    return of_first_pairs(unique(read_records(path)), run.evaluation.limit), root or path.parent
 
 
 def prepare(

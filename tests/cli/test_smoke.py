@@ -47,6 +47,15 @@ def test_a_model_of_ones_own_and_nothing_is_kept(
     words = ["smoke", "--model", str(tmp_path / "mine"), "--device", "cpu", "--pairs", "1"]
     assert main([*words, "--max-new-tokens", "2"]) == 0
     assert "9 answers of" in capsys.readouterr().err
+    lengths: list[Any] = []
+    with monkeypatch.context() as patched:  # a real model's answers are not cut
+        patched.setattr(
+            "llava.eval.run.run_evaluation", lambda *given, **_: lengths.append(given[4].options) or 1 / 0
+        )
+        for more in ([], ["--max-new-tokens", "3"]):
+            with pytest.raises(ZeroDivisionError):
+                main([*words, *more])
+    assert lengths == [{}, {"max_new_tokens": 3}]
     assert list((tmp_path / "empty").iterdir()) == []
     assert main([*words[:-1], "0"]) == 1
     assert "--pairs 0" in capsys.readouterr().err

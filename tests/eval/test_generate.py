@@ -9,7 +9,7 @@ from llava.captioner import ChangeCaptioner
 from llava.data.record import Record, read_records
 from llava.errors import DataError
 from llava.eval.__main__ import main
-from llava.eval.generate import predict, score_answers, shuffle_pairs
+from llava.eval.generate import of_first_pairs, predict, score_answers, shuffle_pairs
 from tests.tiny import random_image, tiny_model
 
 
@@ -57,6 +57,16 @@ def test_shuffled_pairs_keep_words_and_lose_images():
     assert all(r.img1_path[1:] == r.img2_path[1:] != r.uid for r in shuffled)
     with pytest.raises(DataError, match="at least two"):
         shuffle_pairs(records[:1])
+
+
+def test_the_first_pairs_come_with_all_that_is_asked_of_them():
+    records = [
+        Record(uid=f"{task}{i}", img1_path=f"a{i}", img2_path=f"b{i}", change_caption=("x",), task=task)
+        for task in ("caption", "open")
+        for i in (2, 1, 3)
+    ]
+    assert [r.uid for r in of_first_pairs(records, 2)] == ["caption2", "caption1", "open2", "open1"]
+    assert of_first_pairs(records, None) == records == of_first_pairs(records, 9)
 
 
 def test_the_launcher_writes_predictions_and_metrics(

@@ -428,6 +428,18 @@ def test_answers_of_others_are_held_against_records(
     assert main(command) == 1 and "1 of 4 records have no answer: dialog0" in capsys.readouterr().err
     assert main([*command, "--missing", "skip"]) == 3 and "are left out: dialog0" in capsys.readouterr().out
     assert main([*command, "--missing", "empty"]) == 0 and "count as empty" in capsys.readouterr().out
+    both = {"uid": "dialog1", "answers": {mode: list(ROUNDS[1]) for mode in ("own", "gold")}}
+    write([both, *rows[1:3]])
+    assert main([*command, "--missing", "empty", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tasks"]["dialog"]["tables"]
+    counted = {table["name"]: table["rows"][0]["n"] for table in tables}
+    assert {name for name, n in counted.items() if name.startswith("round 2") and n == 2} == {
+        f"round 2, {mode} history, all" for mode in ("own", "gold")
+    }
+    failed = [{"uid": uid, "pred": None, "error": "gone"} for uid in ("binary1", "binary0")]
+    write([*failed, rows[0], rows[3]])
+    assert main(command) == 3  # in whatever order they failed
+    capsys.readouterr()
     write([*rows, rows[1]])
     assert main(command) == 1 and "'binary1' was used before" in capsys.readouterr().err
     write([*rows, {"uid": "strange", "pred": "yes"}])

@@ -514,6 +514,16 @@ def test_gold_answers_that_cannot_be_read_are_told() -> None:
     assert scores.value("answers", "accuracy") == 0
 
 
+def test_what_cannot_be_read_is_not_right_where_nothing_changed() -> None:
+    """Nothing is what it counts as, which is the truth here; yet nobody has said it."""
+    gold = {"count": "No roads and no buildings changed.", "loc": "roads: []. buildings: []."}
+    for task, answer in gold.items():
+        one = record("a", task, [("What?", answer)], change_flag=False)
+        told = [score_samples([Sample(record=one, said=said)]).tasks[task] for said in (answer, "well, well")]
+        assert [scores.per_sample["a"] for scores in told] == [100, 0]
+        assert [scores.n_invalid for scores in told] == [0, 1]
+
+
 def test_answers_as_their_task_reads_them() -> None:
     assert read_answer("binary", "Yes") == (True, True)
     assert read_answer("binary", "now") == (None, False)
@@ -523,6 +533,7 @@ def test_answers_as_their_task_reads_them() -> None:
         {"roads": ["top-left", "bottom-right"], "buildings": []},
         True,
     )
+    assert read_answer("loc", "here and there") == (None, False)
     assert read_answer("open", " ") == (None, False)
     assert read_answer("dialog", "x", ("Yes", "1 road", "x")) == (
         {"changed": True, "roads": 1, "buildings": 0},

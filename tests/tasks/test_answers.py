@@ -342,6 +342,14 @@ def test_the_head_of_a_label_is_none(end: str) -> None:
             Places(frozenset({"top-left", "top-center"}), frozenset({"center-center"})),
         ),
         ("roads [] buildings []", Places(frozenset(), frozenset())),
+        (
+            "- Roads: top-left, top-center\n- Buildings: bottom-right",
+            Places(frozenset({"top-left", "top-center"}), frozenset({"bottom-right"})),
+        ),
+        (
+            "2. **Buildings**: TL - BR\n1. **Roads**: CC",
+            Places(frozenset({"center-center"}), frozenset({"top-left", "bottom-right"})),
+        ),
         ("roads: [top-left]", Places(frozenset({"top-left"}), frozenset(), partial=True)),
         ("No change", Places(frozenset(), frozenset(), valid=False)),
         ("['top-left']", Places(frozenset(), frozenset(), valid=False)),

@@ -12,7 +12,7 @@ from llava.tasks.infer import infer_task, normalise_question
 
 
 def test_every_task_has_its_questions_and_decoding() -> None:
-    how = {name: (task.generation.num_beams, task.generation.max_new_tokens) for name, task in TASKS.items()}
+    how = {name: (task.num_beams, task.max_new_tokens) for name, task in TASKS.items()}
     assert how == {
         "caption": (5, 64),
         "binary": (1, 8),
@@ -26,6 +26,15 @@ def test_every_task_has_its_questions_and_decoding() -> None:
     }
     assert TASKS["binary"].question == TASKS["binary"].rounds[0]
     assert dict(REFERENCE_DECODING) == {"num_beams": 5, "max_new_tokens": 256, "repetition_penalty": 1.5}
+    fixed = {"static_cache": True}
+    assert TASKS["caption"].decoding(fixed) == {
+        "num_beams": 5, "max_new_tokens": 64, "static_cache": False, "compile": False,
+    }  # fmt: skip
+    assert TASKS["caption"].decoding(fixed | {"num_beams": 1}) == fixed | {
+        "num_beams": 1,
+        "max_new_tokens": 64,
+    }
+    assert TASKS["loc"].decoding(fixed) == fixed | {"num_beams": 1, "max_new_tokens": 160}
     with pytest.raises(ConfigError, match="unknown task 'places'; known: binary, caption"):
         pick(TASKS, "places", what="task")
 

@@ -95,7 +95,7 @@ def _read_file(path: Path, options: Options, split: str | None) -> Iterator[Item
 def _tasks_of(path: Path, options: Options) -> _Tasks:
     """What tells the tasks of a file: its name, the files beside it, or what it asks most often."""
     named = _OF_ONE_TASK.fullmatch(path.stem)
-    if named and named["task"] and not options.task_questions:
+    if named and named["task"]:
         return _Tasks(only=named["task"])
     known = dict(options.task_questions)
     stem = named["name"] if named else re.sub(r"_train(_loc)?$", "", path.stem) + "_test"

@@ -1,6 +1,6 @@
 """Answers to tasks, read back from a file of predictions, for scores without a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -75,7 +75,7 @@ def read_task_answers(
         notes.append(f"{len(strangers)} answers without a record are left out: {some(strangers)}")
     wanted = given or records
     absent = [uid for uid in wanted if uid not in said]
-    if absent and ((missing == "error" and absent != failed) or not said):
+    if absent and ((missing == "error" and set(absent) != set(failed)) or not said):
         raise DataError(
             f"{path}: {len(absent)} of {len(wanted)} records have no answer: {some(absent)}. Complete the file, or "
             "--missing empty (they count as no answer) or --missing skip"
@@ -84,7 +84,8 @@ def read_task_answers(
         done = "count as empty ones" if missing == "empty" else "are left out"
         notes.append(f"{len(absent)} records without an answer {done}: {some(absent)}")
         if missing == "empty":
-            said |= {uid: _silent(wanted[uid]) for uid in absent}
+            modes = {mode: None for sample in said.values() for mode in sample.rounds} or {"own": None}
+            said |= {uid: _silent(wanted[uid], modes) for uid in absent}
     samples = tuple(said[uid] for uid in wanted if uid in said)
     return Answers(samples, tuple(notes), 0 if missing == "empty" else len(absent))
 
@@ -111,7 +112,7 @@ def _sample(record: Record, entry: Mapping[str, Any], place: str) -> Sample:
     return Sample(record=record, said=pred, rounds=rounds)
 
 
-def _silent(record: Record) -> Sample:
-    """No answer to any round."""
-    rounds = {"own": ("",) * len(record.conversation)} if record.task == "dialog" else {}
+def _silent(record: Record, modes: Iterable[str]) -> Sample:
+    """No answer to any round of a dialogue, whatever it is told of those before."""
+    rounds = dict.fromkeys(modes, ("",) * len(record.conversation)) if record.task == "dialog" else {}
     return Sample(record=record, said="", rounds=rounds)

@@ -258,7 +258,7 @@ def _count_task(samples: Sequence[Sample]) -> TaskScores:
         n_invalid=tables[0].predictions.n_invalid,
         tables=tables,
         notes=_unread([uid for uid, true in truth.items() if not true.valid], "0 and 0"),
-        per_sample={uid: 100.0 / (1 + error) for uid, error in errors.items()},
+        per_sample={uid: said[uid].valid * 100.0 / (1 + error) for uid, error in errors.items()},
     )
 
 
@@ -274,7 +274,11 @@ def _loc_task(samples: Sequence[Sample]) -> TaskScores:
     tables = loc_tables(said, truth)
 
     def quality(one: Places, true: Places) -> float:
-        return 50 * (jaccard(one.roads, true.roads, 1.0) + jaccard(one.buildings, true.buildings, 1.0))
+        return (
+            one.valid
+            * 50
+            * (jaccard(one.roads, true.roads, 1.0) + jaccard(one.buildings, true.buildings, 1.0))
+        )
 
     return TaskScores(
         task="loc",
