@@ -117,6 +117,10 @@ elif ! problem=$(install_torch "$torch+cpu" 2>&1); then
   install_torch "$torch"
 fi
 
+if gpu && ! "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  say "warning: this machine has a GPU that torch $("$py" -c 'import torch; print(torch.__version__)') cannot use; for an older driver: TORCH_INDEX_URL=... $0 --fresh"
+fi
+
 # --- the package; DeepSpeed compiles its kernels when they are first used, not now ---
 say "installing llava${union:+ with $union}"
 DS_BUILD_OPS=0 pip install -e "$root${union:+[$union]}"

@@ -186,8 +186,8 @@ class ChangeCaptioner:
         if package is not None and not _installed(package):
             # transformers would fetch a compiled kernel from the network instead
             raise MissingDependencyError(
-                f'attn_implementation="{attn_implementation}" needs {package}: pip install "llava[flash]", '
-                'or use "sdpa"'
+                f'attn_implementation="{attn_implementation}" needs {package}: pip install --no-build-isolation '
+                '"llava[flash]", or use "sdpa"'
             )
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:

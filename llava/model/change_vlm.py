@@ -69,7 +69,7 @@ class ChangeVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DifferenceBlock"]  # noqa: RUF012 (the tower's and the language model's join it)
+    _no_split_modules = ["VisionTower", "DifferenceFusion"]  # noqa: RUF012 (the language model's join it)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -30,4 +30,5 @@ def splice(embeds: Tensor, mask: Tensor, features: Tensor, *, check: bool = True
                 f"the text holds {held} image placeholders, the images give {len(features)} features; "
                 "text and images must come from the same ChangeVLMProcessor call"
             )
-    return embeds.masked_scatter(mask[..., None], features.to(embeds))
+    # on the embedding's card, which need not be the ids' where a model is spread over several
+    return embeds.masked_scatter(mask[..., None].to(embeds.device), features.to(embeds))

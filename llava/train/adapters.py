@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from llava.errors import CheckpointError, ConfigError, DownloadError, MissingDependencyError
+from llava.model.precision import cast_weights
 from llava.train.parts import PARTS
 
 if TYPE_CHECKING:
@@ -404,8 +405,7 @@ def _precision(dtype: str | torch.dtype | None, config: "ChangeVLMConfig") -> to
 
 def _cast(model: "ChangeVLMForConditionalGeneration", dtype: torch.dtype) -> None:
     """Weights to `dtype`, and only them: position codes stay in float32, as in a model loaded in that precision."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_weights(model, dtype)
     for config in (model.config, model.config.vision_config, model.config.text_config):
         config.dtype = dtype
 

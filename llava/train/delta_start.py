@@ -20,6 +20,7 @@ from llava.model.delta_vlm.checkpoint import instructblip_weights, language_weig
 from llava.model.delta_vlm.configuration import QFORMER_VOCABULARY, TUNABLE, VICUNA_7B, DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import QFORMER_FOLDER, DeltaVLMProcessor
+from llava.model.precision import cast_weights
 from llava.train.config import Assembly, TrainConfig
 from llava.train.tokenizer import train_tokenizer
 
@@ -71,6 +72,16 @@ def refuse(run: TrainConfig) -> None:
             raise ConfigError(
                 f"field {name!r} is {getattr(run, name)!r}, which is not for a DeltaVLM: leave it out"
             )
+
+
+def halves(run: TrainConfig, config: PreTrainedConfig) -> bool:
+    """Whether a run holds a language model that rests in half precision, beside float32 weights that learn.
+
+    Only one that the run does not save: what is saved must not have been rounded.
+    """
+    if not isinstance(config, DeltaVLMConfig) or config.tune_language_model:
+        return False
+    return run.bf16 and run.deepspeed is None and "language" in (config.base_models or {})
 
 
 @dataclass(frozen=True)
@@ -159,12 +170,14 @@ def assemble(
     if options.get("attn_implementation") is not None:
         config._attn_implementation = options["attn_implementation"]
     made = DeltaVLMForConditionalGeneration(config)
-    made.to(options.get("dtype", torch.float32))
+    cast_weights(made, options.get("dtype", torch.float32))
+    if halves(run, config):  # before its weights come
+        made.cast_language_model(torch.bfloat16)
     for part, source in (("tower", model.tower), ("qformer", model.qformer)):
         if isinstance(source, str):
             _take(made, instructblip_weights(_place(source), config, part))
     if isinstance(model.llm, str):
-        _take(made, language_weights(_place(model.llm), config, made.dtype))
+        _take(made, language_weights(_place(model.llm), config))
     return made, DeltaVLMProcessor.for_config(config, parts.tokenizer, parts.qformer_tokenizer)
 
 

@@ -35,7 +35,9 @@ class Ema:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, weight in self._weights.items():
-            self.averages[name].lerp_(weight.detach().float(), 1 - decay)
+            # DeepSpeed moves the weights to the card after this was made
+            average = self.averages[name] = self.averages[name].to(weight.device)
+            average.lerp_(weight.detach().float(), 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -88,6 +88,18 @@ class Signals:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+
+def alone(then: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a worker of a data loader in a process group of its own, and go on with its other beginning.
+
+    Ctrl-C, and a launcher that passes SIGTERM on, signal the whole group. A worker that dies of it takes the run along,
+    which was about to save what it has learned. Workers end with the run: they watch it.
+    """
+    if os.name == "posix":
+        os.setpgid(0, 0)
+    if then is not None:
+        then(worker)
 
 
 def require_finite(loss: Tensor, uids: Sequence[str]) -> None:

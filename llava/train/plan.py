@@ -13,10 +13,11 @@ from llava.errors import LlavaError
 from llava.family import AnyConfig, family_of
 from llava.model.configuration import ChangeVLMConfig
 from llava.train.config import TrainConfig
+from llava.train.delta_start import halves
 from llava.train.memory import estimate, part_counts
 from llava.train.parts import PARTS, parameter_groups, set_learning
 from llava.train.run import evaluation_records, records_of, require_scores, weights_dtype
-from llava.train.start import config_of, halves, learned_parts
+from llava.train.start import config_of, learned_parts
 
 _ANSWER = 16
 """Tokens of a caption, about; LEVIR-CC's mean is 11 words on changed pairs."""

@@ -95,16 +95,36 @@ def training_arguments(run: TrainConfig) -> TrainingArguments:
         raise ConfigError(
             f"training_arguments: {', '.join(double)} is set by a field of the run itself; set it there"
         )
+    _require_cards()
     if run.deepspeed is not None:
         _require_deepspeed(run.deepspeed, run.adapter is not None and run.adapter.kind == "qlora")
     try:
         arguments = TrainingArguments(**settings, **run.training_arguments)
         arguments.device  # noqa: B018 (sets up the processes' group)
+        if arguments.world_size == 1 and arguments.n_gpu > 1:
+            # one process is for one card: without this, torch's DataParallel, which knows nothing of our batches
+            arguments._n_gpu = 1
     except ValueError as error:
         raise ConfigError(f"the Trainer refuses these settings: {error}") from error
     if run.deepspeed is not None:
         join(arguments)
     return arguments
+
+
+def _require_cards(first: Path = Path("/dev/nvidia0")) -> None:
+    """Make sure that a machine with GPUs does not train on its CPU unasked.
+
+    Raises:
+        ConfigError: there is a card, and torch cannot use it.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles")
+    if first.exists() and not hidden and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise ConfigError(
+            f"this machine has an NVIDIA card ({first}), and torch {torch.__version__}, built with {build}, cannot use "
+            "it: install a build that fits the driver (TORCH_INDEX_URL=... ./env_prepare.sh --fresh). To train on the "
+            "CPU all the same, set CUDA_VISIBLE_DEVICES="
+        )
 
 
 def _rhythm(run: TrainConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llava.model import checkpoint
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.model.configuration import PRESETS, ChangeVLMConfig
 from llava.model.delta_vlm.configuration import TUNABLE, DeltaVLMConfig
+from llava.model.precision import cast_weights
 from llava.model.processing import ChangeVLMProcessor, add_image_token
 from llava.train import delta_start, four_bit
 from llava.train.adapters import read_config
@@ -138,19 +139,9 @@ def load_start(
 
 def _halved(model: Any, processor: AnyProcessor, run: TrainConfig) -> tuple[AnyModel, AnyProcessor]:
     """A DeltaVLM whose language model, where it rests, is held in half precision beside autocast."""
-    if halves(run, model.config):
+    if delta_start.halves(run, model.config):
         model.cast_language_model(torch.bfloat16)
     return model, processor
-
-
-def halves(run: TrainConfig, config: AnyConfig) -> bool:
-    """Whether a run holds a language model that rests in half precision, beside float32 weights that learn.
-
-    Only one that the run does not save: what is saved must not have been rounded.
-    """
-    if not isinstance(config, DeltaVLMConfig) or config.tune_language_model:
-        return False
-    return run.bf16 and run.deepspeed is None and "language" in (config.base_models or {})
 
 
 def _read(source: str) -> AnyConfig:
@@ -205,7 +196,7 @@ def assemble(
     if attention is not None:
         config._attn_implementation = attention
     model = ChangeVLMForConditionalGeneration(config)
-    model.to(options.get("dtype", torch.float32))
+    cast_weights(model, options.get("dtype", torch.float32))
     _take_language_model(model, str(parts.llm), held)
     _take_tower(model, str(parts.tower))
     return model, ChangeVLMProcessor.for_config(config, tokenizer)
@@ -267,7 +258,11 @@ def _take_tower(model: ChangeVLMForConditionalGeneration, name: str) -> None:
     wanted = model.model.vision_tower.encoder.state_dict()
     found: dict[str, torch.Tensor] = {}
     for file in checkpoint.checkpoint_files(source):
-        weights = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        weights = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
         for key, value in weights.items():
             plain = key.removeprefix("vision_model.").removeprefix("vision_tower.")
             if plain in wanted:

@@ -7,15 +7,15 @@ no number.
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava import distributed
@@ -29,12 +29,14 @@ from llava.train.auxiliary import Auxiliary, patches_of
 from llava.train.checkpoints import mark_whole, rotate
 from llava.train.config import EPOCH_COSINE, TrainConfig
 from llava.train.ema import Ema
-from llava.train.guard import Signals, anywhere, require_finite, require_room, sync
+from llava.train.guard import Signals, alone, anywhere, require_finite, require_room, sync
 from llava.train.meter import Meter
 from llava.train.parts import parameter_groups, size
 from llava.train.sharded import kind, whole_weights
 
 _AUXILIARY = "auxiliary.pt"
+_PATIENCE = 4 * distributed.TIMEOUT
+"""Seconds that storage may take for a checkpoint."""
 TRAINER_STATE = "trainer_state.json"
 SKIPPED = "skipped.jsonl"
 
@@ -91,6 +93,14 @@ class ChangeTrainer(Trainer):
         at_once = self.args.per_device_train_batch_size * self.args.world_size
         self.sampler = EpochSampler(len(dataset), self.run.seed, multiple_of=at_once)
         return self.sampler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's, with workers that outlive a signal to the run: see `alone`."""
+        loader = super().get_train_dataloader()
+        if loader.num_workers:
+            plain: Any = getattr(loader, "base_dataloader", loader)  # within accelerate's
+            plain.worker_init_fn = partial(alone, plain.worker_init_fn)
+        return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Supervised tokens of the whole update, by their weights; also counts the pairs that teach in it."""
@@ -295,11 +305,7 @@ class ChangeTrainer(Trainer):
                 torch.save(self.auxiliary.state(), folder / _AUXILIARY)
             if self.ema is not None:
                 self.ema.save(folder)
-        _barrier()
-        if self.args.should_save:
-            mark_whole(folder, self.state.global_step, self.args.world_size, kind(self.args))
-            self._rotate(out)
-        _barrier()
+        self._together(lambda: self._mark(folder))
         self._saved = self.state.global_step
         if self.meter is not None:
             self.meter.restart()
@@ -307,13 +313,25 @@ class ChangeTrainer(Trainer):
     def _save_scores(self, out: Path, folder: Path) -> None:
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(out / f"checkpoint-{self.state.best_global_step}")
-        if self.args.should_save:
+
+        def save() -> None:
             part = folder / f"{TRAINER_STATE}.part"
             self.state.save_to_json(str(part))
             sync(part)
             part.replace(folder / TRAINER_STATE)
             self._rotate(out)
-        _barrier()
+
+        self._together(save)
+
+    def _mark(self, folder: Path) -> None:
+        mark_whole(folder, self.state.global_step, self.args.world_size, kind(self.args))
+        self._rotate(folder.parent)
+
+    def _together(self, finish: Callable[[], None]) -> None:
+        """On one process, when all have written their parts; the others wait for it, however slow the storage is: in a
+        collective of the training's they would be given up for dead."""
+        distributed.gather(None, "the parts of a checkpoint", _PATIENCE)
+        distributed.on_main(finish, "a whole checkpoint", _PATIENCE)
 
     def _rotate(self, out: Path) -> None:
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -322,17 +340,23 @@ class ChangeTrainer(Trainer):
     def _checkpoint_bytes(self) -> int:
         """About what the next checkpoint needs: weights, and two moments in float32 of what learns."""
         assert isinstance(self.model, nn.Module)
-        parameters = list(self.model.parameters())
-        weights = sum(size(p) * p.element_size() for p in parameters)
-        learning = sum(size(p) for p in parameters if p.requires_grad)
-        # DeepSpeed keeps float32 masters, and the module once more
-        return weights * (2 if self.is_deepspeed_enabled else 1) + learning * (
-            12 if self.is_deepspeed_enabled else 8
-        )
+        model: Any = self.model
+        adapted = self.run.adapter is not None  # then what rests is written by nobody
+        left_out = getattr(model, "leaves_out", lambda name: False)
+        held = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not adapted]
+        weights = sum(size(p) * p.element_size() for n, p in held if not left_out(n))
+        learning = sum(size(p) for _, p in held if p.requires_grad)
+        if not self.is_deepspeed_enabled:
+            return weights + learning * 8
+        # it keeps float32 masters, and the module once more
+        return weights + sum(size(p) * p.element_size() for _, p in held) + learning * 12
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's, which of ZeRO-3 with an adapter leaves out what rests in a part that is kept whole."""
-        if kind(self.args) == "zero3" and self.model is not plain_model(self.model_wrapped):
+        spread = kind(self.args)
+        if spread in ("zero0", "zero1", "zero2") and not self.args.should_save:
+            return  # all weights are on the process that saves; this one's copy would be made to be thrown away
+        if spread == "zero3" and self.model is not plain_model(self.model_wrapped):
             self._save(output_dir, self.accelerator.get_state_dict(self.model_wrapped))
         else:
             super().save_model(output_dir, _internal_call)
@@ -441,8 +465,3 @@ def figures(scored: Scored) -> dict[str, float]:
     decision = row["decision"]
     found["decision"] = decision["accuracy"]
     return found | scored.figures()
-
-
-def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()

@@ -24,6 +24,8 @@ environment:
   RDZV_ENDPOINT   name:port of one of them, the same on all; RDZV_ID tells runs apart; or
   MASTER_ADDR     name of the first one, with NODE_RANK=0, 1, ... on each (MASTER_PORT: 29500)
 
+In a container, batches reach the training through /dev/shm: a GB of it for each process (docker run --shm-size, --ipc=host).
+
 exit status: 0 all done, 143 / 130 saved and left after SIGTERM / Ctrl-C, else that of the stage that failed
 USAGE
 }

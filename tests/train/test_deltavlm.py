@@ -16,7 +16,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    set_seed,
+)
 
 from llava.captioner import ChangeCaptioner
 from llava.data.collate import BranchCollator
@@ -32,10 +37,10 @@ from llava.model.delta_vlm.processing import DeltaVLMProcessor
 from llava.synth.export import export_tasks
 from llava.train.checkpoints import FINISHED
 from llava.train.config import TrainConfig
-from llava.train.guard import Interrupted
+from llava.train.guard import Interrupted, Signals
 from llava.train.parts import part_of
 from llava.train.plan import plan
-from llava.train.run import train
+from llava.train.run import prepare, train, training_arguments
 from llava.train.start import load_start
 from tests import tiny
 from tests.model.delta_vlm.tiny import FUSIONS, tiny_bert, tiny_config, tiny_model
@@ -509,14 +514,29 @@ def torchrun(processes: int, config: Path) -> None:
     assert told.returncode == 0, told.stderr[-3000:]
 
 
+def without_bases(whole: Path, out: Path) -> Path:
+    """The same model as a folder that leaves its frozen weights to its base models."""
+    model = DeltaVLMForConditionalGeneration.from_pretrained(whole)
+    language = AutoModelForCausalLM.from_config(model.config.text_config)
+    language.get_decoder().load_state_dict(model.model.language_model.state_dict())
+    language.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
+    language.save_pretrained(out / "language")
+    model.config.base_models = {"vision": str(whole), "language": str(out / "language")}
+    model.save_pretrained(out / "part")
+    DeltaVLMProcessor.from_pretrained(whole).save_pretrained(out / "part")
+    assert not any("language_model" in name for name in load_file(out / "part" / "model.safetensors"))
+    return out / "part"
+
+
 @pytest.mark.parametrize("spread", [None, "zero2", "zero3"])
 def test_two_processes_learn_what_one_does(
     spread: str | None, make_run: Make, folder: Path, tmp_path: Path
 ) -> None:
     """Five pairs with unequal numbers of questions on two ranks: the last batch of one of them is a filler."""
     deepspeed = None if spread is None else str(ROOT / f"scripts/deepspeed/{spread}.json")
+    start = folder / "still" if spread != "zero3" else without_bases(folder / "still", tmp_path)
     # plain descent: Adam would make much of the rounding of gradients that are zero, such as those of keys' biases
-    still = {"model": str(folder / "still"), "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05}
+    still = {"model": str(start), "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05}
     one = make_run("one", per_device_train_batch_size=2, **still)
     two = make_run("two", per_device_train_batch_size=1, **still, deepspeed=deepspeed)
     train(one)
@@ -565,7 +585,10 @@ def test_a_new_model_takes_its_weights_from_its_parts_and_saves_what_it_learned(
     parts: dict[str, str], make_run: Make, folder: Path
 ) -> None:
     run = make_run(model=parts, save_steps=2, max_steps=2)
-    model, processor = load_start(run, torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        model, processor = load_start(run, dtype)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert {b.dtype for name, b in model.named_buffers() if "inv_freq" in name} == {torch.float32}
     source = InstructBlipForConditionalGeneration.from_pretrained(parts["tower"]).state_dict()
     ours = model.state_dict()
     named = {
@@ -611,6 +634,8 @@ def test_a_language_model_at_rest_is_held_in_half_precision_if_it_is_not_saved(
 ) -> None:
     run = make_run(model=parts, bf16=True, max_steps=2)
     trained = train(run)
+    # rounded frequencies would turn far positions by more than a radian
+    assert {b.dtype for name, b in trained.named_buffers() if "inv_freq" in name} == {torch.float32}
     kinds = {part_of(name): p.dtype for name, p in trained.named_parameters()}
     assert kinds.pop("llm") == torch.bfloat16 and set(kinds.values()) == {torch.float32}
     assert all(tuned(name) for name in load_file(run.output_dir / "model.safetensors"))
@@ -619,6 +644,21 @@ def test_a_language_model_at_rest_is_held_in_half_precision_if_it_is_not_saved(
     train(whole)
     base, after = weights(folder / "base"), weights(whole.output_dir)
     assert all(torch.equal(value, after[name]) for name, value in base.items() if not tuned(name))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_room_that_a_checkpoint_is_said_to_need(
+    own: bool, parts: dict[str, str], make_run: Make, folder: Path
+) -> None:
+    """That which is written: frozen weights only where no base model holds them."""
+    run = make_run(model=str(folder / "base") if own else parts, save_steps=1, max_steps=1)
+    trainer, _, _ = prepare(run, training_arguments(run), Signals())
+    told = trainer._checkpoint_bytes()
+    trainer.train()
+    written = [run.output_dir / "checkpoint-1" / name for name in ("model.safetensors", "optimizer.pt")]
+    size = sum(path.stat().st_size for path in written)
+    assert 0.9 * size < told < 1.1 * size
+    assert any(name.startswith("lm_head") for name in load_file(written[0])) == own
 
 
 def test_parts_that_do_not_fit_are_named(parts: dict[str, str], make_run: Make, tmp_path: Path) -> None:

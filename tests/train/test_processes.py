@@ -532,7 +532,7 @@ def torchrun(
 
 def test_a_signal_to_the_launcher_saves_and_leaves(world: Path) -> None:
     out, trace = world / "preempted", world / "trace-preempted"
-    arguments = settings(world, out, 2, max_steps=10_000, evaluation=None)
+    arguments = settings(world, out, 2, max_steps=10_000, evaluation=None, dataloader_num_workers=2)
     with torchrun(world, arguments, trace, None) as running:
         deadline = time.monotonic() + 90
         while not (trace / "seen1.jsonl").is_file() and running.poll() is None:

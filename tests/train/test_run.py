@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainingArguments
 
 from llava.captioner import ChangeCaptioner
 from llava.errors import CheckpointError, ConfigError, MissingDependencyError
@@ -17,6 +18,7 @@ from llava.model.change_vlm import ChangeVLMForConditionalGeneration
 from llava.train import checkpoints, guard
 from llava.train import run as running
 from llava.train.config import TrainConfig
+from llava.train.ema import Ema
 from llava.train.guard import Interrupted, TrainError
 from llava.train.parts import part_of
 from llava.train.run import finished, train
@@ -183,6 +185,32 @@ def test_a_full_disk_is_said_while_the_old_checkpoint_is_whole(
     with pytest.raises(TrainError, match=r"a checkpoint needs about .* GB, and .* has 0\.00 GB free"):
         train(run)
     assert list(checkpoints.checkpoints(run.output_dir)) == [2]
+
+
+def test_one_process_trains_on_one_card(make_run: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))  # that it can see
+    assert running.training_arguments(make_run())._n_gpu == 1
+
+
+def test_a_card_that_torch_cannot_use_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    running._require_cards(tmp_path / "nvidia0")
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(
+        ConfigError, match=r"cannot use it: install a build that fits .* set CUDA_VISIBLE_DEVICES="
+    ):
+        running._require_cards(tmp_path / "nvidia0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    running._require_cards(tmp_path / "nvidia0")
+
+
+def test_averages_go_where_the_weights_went():
+    """DeepSpeed moves them to a card after the averages were made."""
+    ema = Ema(torch.nn.Linear(2, 2), 0.9)
+    ema._weights = {name: weight.to("meta") for name, weight in ema._weights.items()}
+    ema.update()
+    assert {average.device.type for average in ema.averages.values()} == {"meta"}
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(make_run: Make, monkeypatch: pytest.MonkeyPatch):

@@ -160,7 +160,7 @@ def prepare_loading(cls: type, source: str, kwargs: dict[str, Any]) -> tuple[str
         if not (fresh and name.startswith(_FUSION))
     }
     for base in left_out:
-        state |= base_weights(base, config, kwargs.get("dtype"))
+        state |= base_weights(base, config)
     check_checkpoint(
         source, {name: tuple(value.shape) for name, value in state.items()}, config, fresh_fusion=fresh
     )
@@ -225,12 +225,11 @@ def take_generation_config(model: PreTrainedModel, source: str, kwargs: Mapping[
 # --- base models -------------------------------------------------------------------------------------------------
 
 
-def base_weights(base: str, config: DeltaVLMConfig, dtype: Any = None) -> dict[str, Tensor]:
+def base_weights(base: str, config: DeltaVLMConfig) -> dict[str, Tensor]:
     """The frozen weights of a base model, by our names.
 
     Args:
         base: "vision" or "language", a key of `config.base_models`.
-        dtype: to read the language model in; by default its own.
 
     Raises:
         CheckpointError: weights that find no place.
@@ -238,17 +237,18 @@ def base_weights(base: str, config: DeltaVLMConfig, dtype: Any = None) -> dict[s
     """
     assert config.base_models is not None
     source = config.base_models[base]
-    return language_weights(source, config, dtype) if base == "language" else vision_weights(source, config)
+    return language_weights(source, config) if base == "language" else vision_weights(source, config)
 
 
-def language_weights(source: str, config: DeltaVLMConfig, dtype: Any = None) -> dict[str, Tensor]:
-    """A causal language model's weights, read by its own class.
+def language_weights(source: str, config: DeltaVLMConfig) -> dict[str, Tensor]:
+    """A causal language model's weights in the precision that they are stored in, read by its own class.
 
     Rows of words that it does not have, such as a padding token's, are the mean of those it has: never the likeliest
     word.
     """
     try:
-        whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+        with unsharded():  # also in a run that transformers knows to be ZeRO-3
+            whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError) as error:
         raise DownloadError(f"the language model {source} cannot be loaded: {_first_line(error)}") from error
     head = whole.get_output_embeddings()

@@ -36,6 +36,7 @@ from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.tower import DeltaVisionTower
 from llava.model.fusion import TOKENWISE, FusedPair, build_fusion
 from llava.model.loss import LanguageHead, head_loss
+from llava.model.precision import cast_weights
 from llava.model.splice import placeholder_mask, splice
 
 
@@ -74,7 +75,7 @@ class DeltaVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DifferenceBlock"]  # noqa: RUF012 (those of the parts join it)
+    _no_split_modules = ["DeltaVisionTower", "DifferenceFusion"]  # noqa: RUF012 (those of the parts join it)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # far smaller than the words that they attend together with, and read once a question
     _keep_in_fp32_modules_strict = ["query_tokens"]  # noqa: RUF012
@@ -352,8 +353,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMPreTrainedModel, GenerationMixin)
 
     def cast_language_model(self, dtype: torch.dtype) -> None:
         """Hold the language model and its head in `dtype`, such as bfloat16, beside parts that learn in float32."""
-        self.model.language_model.to(dtype)
-        self.lm_head.to(dtype)
+        cast_weights(self.model.language_model, dtype)
+        cast_weights(self.lm_head, dtype)
 
     def forward(
         self,

@@ -486,6 +486,7 @@ def test_auto_classes_and_half_precision(made, tmp_path):
     fp16 = copy.deepcopy(model)
     fp16.cast_language_model(torch.float16)
     assert fp16.dtype == torch.float32 and fp16.lm_head.weight.dtype == torch.float16
+    assert {b.dtype for name, b in fp16.named_buffers() if "inv_freq" in name} == {torch.float32}
     assert (fp16(**inputs).logits.float() - wanted).abs().mean() < 0.05
     fp16.train()
     with torch.enable_grad():
