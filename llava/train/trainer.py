@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -330,8 +331,9 @@ class ChangeTrainer(Trainer):
     def _together(self, finish: Callable[[], None]) -> None:
         """On one process, when all have written their parts; the others wait for it, however slow the storage is: in a
         collective of the training's they would be given up for dead."""
-        distributed.gather(None, "the parts of a checkpoint", _PATIENCE)
+        _barrier()
         distributed.on_main(finish, "a whole checkpoint", _PATIENCE)
+        _barrier()
 
     def _rotate(self, out: Path) -> None:
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -465,3 +467,8 @@ def figures(scored: Scored) -> dict[str, float]:
     decision = row["decision"]
     found["decision"] = decision["accuracy"]
     return found | scored.figures()
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
