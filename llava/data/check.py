@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -16,10 +16,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from llava.data.fingerprint import NEAR, Looks, look_of, pixel_hash
-from llava.data.images import load_image
+from llava.data.images import load_image, load_mask
 from llava.data.mixture import SUFFIXES, load_mixture, mixture_files
 from llava.data.record import Record, parse_record
 from llava.data.sources.json_stream import entries
@@ -240,11 +241,12 @@ def check(
     _check_uids(listed, report)
     _check_alternatives(listed, report)
     files = dict.fromkeys(file for item in listed for _, file in item.images())
+    masks = {str(item.root / item.record.mask_path) for item in listed if item.record.mask_path is not None}
     report.images = len(files)
     seen: dict[str, Seen] = {}
     began = time.monotonic()
     try:
-        with contextlib.closing(_inspect_all(list(files), workers)) as results:
+        with contextlib.closing(_inspect_all(list(files), masks, workers)) as results:
             for file, result in zip(files, results, strict=True):
                 seen[file] = result
                 report.checked = len(seen)
@@ -389,13 +391,15 @@ def _check_masks(listed: Iterable[_Listed], seen: dict[str, Seen], report: Repor
             report.findings.append(Finding("answer-mask", f"{record.uid}: {message}", item.file, record.uid))
 
 
-def inspect(path: str) -> Seen:
-    """Open one image file."""
+def inspect(path: str, *, mask: bool = False) -> Seen:
+    """Open one image file, or one that is a mask."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mode = _mode_of(path)
-            picture = load_image(path)
+            picture = load_mask(path) if mask else load_image(path)
+            if picture.mode == "I":  # a mask of whole numbers: what is shown tells none from others
+                picture = Image.fromarray((np.asarray(picture) != 0).astype(np.uint8) * 255).convert("RGB")
     except LlavaError as error:
         return Seen(("broken" if _is_file(path) else "missing", str(error)))
     low, high = zip(*picture.getextrema(), strict=True)
@@ -425,6 +429,10 @@ def _mode_of(path: str) -> str:
         return ""
 
 
+def _inspect(path: str, mask: bool) -> Seen:
+    return inspect(path, mask=mask)
+
+
 def _ignore_interrupts() -> None:
     """In a worker: Ctrl-C is the parent's to handle."""
     import signal
@@ -432,15 +440,15 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _inspect_all(paths: list[str], workers: int) -> Generator[Seen, None, None]:
+def _inspect_all(paths: list[str], masks: Collection[str], workers: int) -> Generator[Seen, None, None]:
     """`inspect` of every path, in order."""
     if workers == 1 or len(paths) <= _CHUNK:
-        yield from map(inspect, paths)
+        yield from (inspect(path, mask=path in masks) for path in paths)
         return
     # spawned, not forked: a fork in a process with threads of other libraries may hang
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
-        yield from pool.map(inspect, paths, chunksize=_CHUNK)
+        yield from pool.map(_inspect, paths, [path in masks for path in paths], chunksize=_CHUNK)
     except BrokenProcessPool as error:
         raise DataError(
             "a process that reads images died, most likely for lack of memory; use fewer --workers"

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from llava.data.augment import Augmentation, View
 from llava.data.conversation import IGNORE, LabelRule
 from llava.data.encode import Branch, Ids, Rounds, Row, bound_of, encoder_of
-from llava.data.images import load_image, load_pair
+from llava.data.images import load_mask, load_pair
 from llava.data.record import Record
 from llava.data.sampler import FILLER, Place
 from llava.errors import ConfigError, DataError, ImageError
@@ -86,6 +86,8 @@ class PairDataset(Dataset[Sample]):
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
         augment: other views of the pairs, drawn by seed, epoch and uid.
         mask_grid: also read the change masks, of records that have one, as means over so many patches each way.
+        mask_covered: share of an image's side that these patches cover; the rest, to the right and below, is seen by
+            none: 27 patches of 14 cover 378 of 384 pixels.
         mask_objects: also find the connected objects of these masks.
         mask_levels: grey levels that tell a mask's classes apart, C - 1 of them.
         cache: keep resized images (8 bit) in memory: 2 * 3 * S * S bytes a pair.
@@ -112,6 +114,7 @@ class PairDataset(Dataset[Sample]):
         task_weights: Mapping[str, float] | None = None,
         augment: Augmentation | None = None,
         mask_grid: int = 0,
+        mask_covered: float = 1.0,
         mask_objects: bool = False,
         mask_levels: Sequence[int] = (),
         cache: bool = False,
@@ -130,7 +133,7 @@ class PairDataset(Dataset[Sample]):
         self.augment, self.task_weights = augment, dict(task_weights or {})
         self.mask_levels = tuple(mask_levels)
         self.captions, self.on_error, self.seed = captions, on_error, seed
-        self.mask_grid, self.mask_objects = mask_grid, mask_objects
+        self.mask_grid, self.mask_covered, self.mask_objects = mask_grid, mask_covered, mask_objects
         self.max_length = max_length
         self.encoder = encoder_of(processor, labels)
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
@@ -245,24 +248,31 @@ class PairDataset(Dataset[Sample]):
         path = next((record.mask_path for record in records if record.mask_path is not None), None)
         if path is None:
             return None, None
-        drawn = load_image(self.root / path).convert("L")
+        drawn = load_mask(self.root / path)
+        if drawn.mode != "I":
+            drawn = drawn.convert("L")
         if view is not None:
             drawn = view.of(drawn, Image.Resampling.NEAREST)
         levels = np.array(drawn)  # [H, W]
+        if self.processor.image_processor.aspect != "square":  # the image, too, is laid on a square
+            more = max(levels.shape) - np.array(levels.shape)
+            levels = np.pad(levels, [(n // 2, n - n // 2) for n in more.tolist()])
         if self.mask_levels and (others := set(np.unique(levels).tolist()) - {0, *self.mask_levels}):
             known = list(self.mask_levels)
             raise ImageError(
                 f"{self.root / path}: has grey levels {sorted(others)[:5]}; mask_levels are {known}"
             )
         masks = np.stack([levels > 0, *(levels == level for level in self.mask_levels)])  # [C, H, W]
-        grid = self.mask_grid
-        shares = F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), grid).flatten(1).T  # [N, C]
+        grid, covered = self.mask_grid, self.mask_covered
+        height, width = (max(1, round(side * covered)) for side in levels.shape)
+        seen = torch.from_numpy(masks[:, :height, :width]).float()
+        shares = F.adaptive_avg_pool2d(seen, grid).flatten(1).T  # [N, C]
         if not self.mask_objects:
             return shares, None
         classes = masks[1:] if self.mask_levels else masks
         middles = torch.zeros(grid * grid, len(classes))
         for k, hits in enumerate(classes):
-            row, column = np.minimum(object_middles(hits) * grid, grid - 1).astype(int).T
+            row, column = np.minimum(object_middles(hits) / covered * grid, grid - 1).astype(int).T
             middles[row * grid + column, k] = 1
         return shares, middles
 

@@ -142,6 +142,32 @@ def load_pair(
     return pictures
 
 
+def load_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The levels of a mask as they were drawn: nothing is stretched, and nodata is a level like any other.
+
+    Returns:
+        RGB, as `load_image` gives it, for a picture of 8 bits; mode "I" for one of more.
+
+    Raises:
+        ImageError: no usable image, or one whose values are no whole numbers.
+    """
+    with _open_file(Path(path)) as file:
+        found = _read_file(file, str(path), max_pixels, None, None, as_drawn=True)
+    if isinstance(found, Image.Image):
+        return found
+    values = found.values
+    if values.shape[-1] != 1:
+        raise ImageError(f"{path}: has {values.shape[-1]} bands of {values.dtype}; a mask has one, or 8 bits")
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            odd = values[~(np.isfinite(values) & (values == np.floor(values)))]
+        if len(odd):
+            raise ImageError(
+                f"{path}: holds {odd[0]:g}, which is no level of a mask; write whole numbers, 0 where nothing changed"
+            )
+    return Image.fromarray(np.ascontiguousarray(values[..., 0].astype(np.int32)))
+
+
 def _to_picture(image: Image.Image | Raster, stretch: tuple[float, float]) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
@@ -203,9 +229,15 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _read_file(
-    file: BinaryIO, name: str, max_pixels: int, bands: Sequence[int] | None, onto: Raster | None
+    file: BinaryIO,
+    name: str,
+    max_pixels: int,
+    bands: Sequence[int] | None,
+    onto: Raster | None,
+    *,
+    as_drawn: bool = False,
 ) -> Image.Image | Raster:
-    """Decode one open file, by Pillow or (see `_needs_rasterio`) by rasterio."""
+    """Decode one open file, by Pillow or (see `_needs_rasterio`) by rasterio; `as_drawn` by Pillow where it can."""
     try:
         head = file.read(256)
         file.seek(0)
@@ -225,7 +257,7 @@ def _read_file(
         with _decoding(name):
             image = _open_header(file, max_pixels)
             _check_size(image.size, name, max_pixels)
-            if not is_tiff or (bands is None and not _needs_rasterio(image)):
+            if not is_tiff or as_drawn or (bands is None and not _needs_rasterio(image)):
                 picture = _upright_rgb(image, name)
     except ImageError as error:
         # A TIFF of a layout that Pillow does not know (five bands, 64 bits) may still be rasterio's.
@@ -236,7 +268,7 @@ def _read_file(
         return read_geotiff(source, name, bands=bands, max_pixels=max_pixels, onto=onto)
     if head.startswith(_PNG_MAGIC):
         _check_png(file, name)
-    if is_tiff and _TIFF_GEO_KEYS in getattr(image, "tag_v2", ()):
+    if is_tiff and not as_drawn and _TIFF_GEO_KEYS in getattr(image, "tag_v2", ()):
         warnings.warn(
             f'{name}: its georeference is ignored without rasterio; to use it: pip install "llava[geo]"',
             stacklevel=2,

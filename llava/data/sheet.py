@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.data.images import load_image, load_pair
+from llava.data.images import load_mask, load_pair
 from llava.data.record import Record
 from llava.errors import ConfigError, LlavaError
 
@@ -78,7 +78,7 @@ def _draw_pair(
     try:
         pictures[:2] = load_pair(*record.paths(root))
         if shown == 3 and record.mask_path is not None:
-            pictures[2] = _visible(load_image(root / record.mask_path))
+            pictures[2] = _visible(load_mask(root / record.mask_path))
     except LlavaError as error:
         problem = str(error)
     for k, picture in enumerate(pictures):
@@ -106,6 +106,8 @@ def _draw_pair(
 
 def _visible(mask: Image.Image) -> Image.Image:
     """A mask whose levels can be told from black: those of 0 and 1, or other small numbers, are spread."""
+    if mask.mode == "I":
+        mask = Image.fromarray(np.asarray(mask).clip(0, 255).astype(np.uint8)).convert("RGB")
     top = int(np.asarray(mask).max())
     return mask.point([min(255, level * 255 // top) for level in range(256)] * 3) if 0 < top < 64 else mask
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava.data.images import load_image
+from llava.data.images import load_mask
 from llava.errors import DataError, LlavaError
 from llava.tasks.answers import write_counts, write_places
 from llava.tasks.definitions import TASKS
@@ -42,8 +42,8 @@ def read_labels(path: Path) -> Labels:
         DataError: it is not there, is no picture, or holds other values.
     """
     try:
-        picture = np.asarray(load_image(path))  # [H, W, 3]
-        if (picture == picture[..., :1]).all():
+        picture = np.asarray(load_mask(path))  # [H, W, 3] or [H, W]
+        if picture.ndim == 3 and (picture == picture[..., :1]).all():
             picture = picture[..., 0]  # read faster
         return labels_from_mask(class_map(picture))
     except LlavaError as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from llava.data.images import load_image, load_pair
+from llava.data.images import load_image, load_mask, load_pair
 from llava.errors import DataError
 
 MAP_COLOUR = (255, 92, 0)
@@ -82,7 +83,7 @@ def encode_pair(files: PairFiles, maps: list[Image.Image | None], how: Encoding)
         "maps": [None if grey is None else layer(grey, frame, MAP_COLOUR) for grey in maps],
         "truth": None
         if files.truth is None
-        else layer(_outline(load_image(files.truth), frame), frame, TRUTH_COLOUR),
+        else layer(_outline(load_mask(files.truth), frame), frame, TRUTH_COLOUR),
     }
 
 
@@ -100,7 +101,8 @@ def layer(grey: Image.Image, size: tuple[int, int], colour: tuple[int, int, int]
 
 def _outline(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A mask as bright edges around a faint inside, so that the change map stays visible under it."""
-    inside = mask.convert("L").point(lambda value: 255 if value else 0).resize(size, Image.Resampling.NEAREST)
+    levels = np.asarray(mask if mask.mode == "I" else mask.convert("L"))  # [H, W]
+    inside = Image.fromarray((levels > 0).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     edge = ImageChops.difference(inside, inside.filter(ImageFilter.MinFilter(5)))
     return ImageChops.lighter(edge, inside.point(lambda value: value // 5))
 

@@ -232,6 +232,7 @@ def prepare(
         task_weights=run.task_weights,
         augment=run.augment,
         mask_grid=config.grid if run.reads_masks else 0,
+        mask_covered=config.grid * config.vision_config.patch_size / config.vision_config.image_size,
         mask_objects=run.object_weight > 0,
         mask_levels=run.mask_levels,
         cache=run.cache_images,

@@ -1,5 +1,6 @@
 """Records to samples: branches that are the conversations' own ids, pairs grouped and split, faults named."""
 
+import copy
 import json
 import pickle
 import re
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
@@ -250,6 +252,34 @@ def test_masks_become_shares_of_patches(records: list[Record], tmp_path: Path, p
     (tmp_path / "mask.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"'r0': .*mask\.png"):
         PairDataset(told, tmp_path, processor, mask_grid=4)[0]
+
+
+def test_a_mask_lies_where_its_image_does(
+    records: list[Record], tmp_path: Path, processor: ChangeVLMProcessor
+):
+    mask = np.zeros((32, 64), np.uint8)
+    mask[:, 60:] = 255  # the last sixteenth of the width
+    mask[:2] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    told = [replace(records[0], mask_path="mask.png")]
+
+    def shares(**options: Any) -> Tensor:
+        found = PairDataset(told, tmp_path, processor, mask_grid=4, **options)[0].changed_share
+        assert found is not None
+        return found.view(4, 4)
+
+    assert shares()[:, 3].tolist() == [0.4375, 0.25, 0.25, 0.25]  # 2 of 8 rows, and 4 of 16 columns
+    # patches that end at 15 / 16 do not see it, as 27 patches of 14 pixels do not see the end of 384
+    cut = shares(mask_covered=15 / 16)
+    assert cut[1:].tolist() == [[0.0] * 4] * 3 and (cut[0] > 0.25).all()
+    middles = PairDataset(told, tmp_path, processor, mask_grid=4, mask_covered=0.5, mask_objects=True)[0]
+    assert middles.object_middles is not None and middles.object_middles.sum() == 1
+    assert middles.object_middles[4 * 2 + 3] == 1  # at 0.27 and 0.73 of the whole: beyond the last column
+    padded = copy.deepcopy(processor)
+    padded.image_processor.aspect = "pad"
+    share = PairDataset(told, tmp_path, padded, mask_grid=4)[0].changed_share
+    assert share is not None
+    assert share.view(4, 4).tolist() == [[0] * 4, [0.125, 0.125, 0.125, 0.34375], [0, 0, 0, 0.25], [0] * 4]
 
 
 def test_a_drawn_caption_depends_on_seed_epoch_and_uid_alone(

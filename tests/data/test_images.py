@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, features
 
 from llava.data import geotiff
 from llava.data import images as module
-from llava.data.images import load_image, load_pair
+from llava.data.images import load_image, load_mask, load_pair
 from llava.errors import ImageError, MissingDependencyError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
@@ -576,3 +576,27 @@ def test_webp_cut_short():
     assert load_image(data).size == (64, 48)
     with pytest.raises(ImageError):
         load_image(data[: len(data) // 2])
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_mask_keeps_its_levels(kind: type, tmp_path: Path) -> None:
+    levels = np.zeros((40, 30))
+    levels[0], levels[1, :9] = 128, 255  # few: a stretch would take roads for white
+    Image.fromarray(levels.astype(kind)).save(tmp_path / "mask.tif")
+    picture = load_mask(tmp_path / "mask.tif")
+    read = np.asarray(picture.convert("L") if picture.mode == "RGB" else picture)
+    assert np.array_equal(read, levels)
+
+
+def test_in_a_mask_nodata_is_a_level_like_any_other(tmp_path: Path) -> None:
+    """gdal_rasterize -a_nodata 0: of an unchanged pair every pixel is nodata."""
+    for level in (0, 255):
+        mask = Image.fromarray(np.full((8, 8), level, np.uint8))
+        mask.save(tmp_path / "mask.tif", tiffinfo={42113: str(level)})
+        assert set(np.unique(np.asarray(load_mask(tmp_path / "mask.tif")))) == {level}
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "mask.tif")
+    with pytest.raises(ImageError, match=r"mask\.tif: holds 0\.5, which is no level of a mask"):
+        load_mask(tmp_path / "mask.tif")
