@@ -317,9 +317,14 @@ def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
 
 def trim(cache: DynamicCache, length: int) -> None:
     """Forget all but the first `length` tokens."""
-    surplus = cache.get_seq_length() - length
-    if surplus > 0:
-        cache.crop(-surplus)  # a negative number of tokens: the one way that all supported versions share
+    for layer in cast(Any, cache).layers:
+        if layer.keys is None:
+            continue
+        # a call that was broken off may have filled some layers and not others, and of one the keys alone
+        layer.keys = layer.keys[..., : layer.values.shape[-2], :]
+        surplus = layer.get_seq_length() - length
+        if surplus > 0:
+            layer.crop(-surplus)  # a negative number of tokens: the one way that all supported versions share
 
 
 def generate(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from llava.captioner import Answer, ChangeCaptioner
 from llava.data.conversation import QUESTION, pair_conversation
@@ -67,6 +68,30 @@ def alike(one: Sequence[Answer], other: Sequence[Answer]) -> bool:
     return [a.text for a in one] == [a.text for a in other] and np.allclose(
         [a.log_probability for a in one], [a.log_probability for a in other], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("half_written", [False, True])
+def test_a_chat_goes_on_behind_an_answer_that_was_broken_off(
+    captioner: ChangeCaptioner, half_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in the second layer, or between its keys and its values: the first one has read on already."""
+    wanted = captioner.chat(*random_pair(0)).ask("where is it").text
+    chat = captioner.chat(*random_pair(0))
+    with monkeypatch.context() as patched:
+        update, calls = DynamicLayer.update, []
+
+        def failing(self: Any, keys: torch.Tensor, values: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            calls.append(keys.shape)
+            if len(calls) == 2:
+                if half_written:
+                    self.keys = torch.cat([self.keys, keys], -2) if self.is_initialized else self.keys
+                raise KeyboardInterrupt
+            return update(self, keys, values, *rest, **more)
+
+        patched.setattr(DynamicLayer, "update", failing)
+        with pytest.raises(KeyboardInterrupt):
+            chat.ask("Did anything change, and if so what?")
+    assert chat.ask("where is it").text == wanted
 
 
 def test_an_answer_with_a_history_is_what_plain_generation_gives(captioner: ChangeCaptioner) -> None:

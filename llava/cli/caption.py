@@ -118,15 +118,18 @@ def _one(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         raise ConfigError("--out is for two folders or --list; for one pair use --json, or > FILE")
+    if args.save_map is not None and not args.save_map.absolute().parent.is_dir():
+        raise DataError(f"--save-map {args.save_map}: there is no folder {args.save_map.absolute().parent}")
     before, after = load_pair(args.before, args.after, allow_url=args.allow_url)
     captioner = load_captioner(args, num_beams=args.num_beams)
     answer = captioner.ask(before, after, args.question, return_map=args.save_map is not None)
-    if args.save_map is not None:
-        _save_map(after, answer, args.save_map)
     if args.json:
         print(json.dumps({"img1_path": args.before, "img2_path": args.after, **answer.to_dict()}, indent=1))
     else:
         print(answer.text)
+    if args.save_map is not None:  # last: what the model said is not lost to a full disk
+        sys.stdout.flush()
+        _save_map(after, answer, args.save_map)
     return 0
 
 
@@ -139,6 +142,7 @@ def _save_map(after: "Image.Image", answer: "Answer", path: Path) -> None:
         overlay(after, answer.map).save(part, format="PNG")
         part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise DataError(f"--save-map {path}: cannot be written ({error})") from error
 
 
@@ -148,6 +152,7 @@ def _save_map(after: "Image.Image", answer: "Answer", path: Path) -> None:
 def _many(args: argparse.Namespace) -> int:
     from llava.data.pairs import match_folders, read_pairs
     from llava.data.results import ResultFile
+    from llava.model.fingerprint import fingerprint
 
     if args.out is None:
         raise ConfigError("many pairs need --out FILE.jsonl for their results")
@@ -164,22 +169,36 @@ def _many(args: argparse.Namespace) -> int:
         print(f"{len(pairs)} pairs, {len(alone)} images without a partner", file=sys.stderr)
     settings = {
         "model": args.model,
+        "dtype": args.dtype,
         "question": args.question,
         "max_new_tokens": args.max_new_tokens,
         "num_beams": args.num_beams,
+        "root": _root(args),
     }
-    with ResultFile(args.out, settings, overwrite=args.overwrite) as results:
+    captioner = None
+    if args.overwrite:  # before anything is lost: it may not load
+        captioner = load_captioner(args, num_beams=args.num_beams)
+    with ResultFile(args.out, settings, later=("weights",), overwrite=args.overwrite) as results:
         todo = [pair for pair in pairs if not _is_done(pair, results)]
         if len(todo) < len(pairs):
             print(
                 f"{len(pairs) - len(todo)} of {len(pairs)} pairs are in {args.out} already", file=sys.stderr
             )
         if todo:
-            captioner = load_captioner(args, num_beams=args.num_beams)
+            captioner = captioner or load_captioner(args, num_beams=args.num_beams)
+            results.tell("weights", fingerprint(captioner.model))
             _caption_all(captioner, todo, results, args)
         broken = sum("error" in results.done[pair.uid] for pair in pairs)
     print(f"{len(pairs) - broken} captions in {args.out}, {broken} pairs skipped", file=sys.stderr)
     return 3 if broken else 0
+
+
+def _root(args: argparse.Namespace) -> str | None:
+    """The folder that the pairs' paths count from; None where they stand by themselves."""
+    if args.list is not None:
+        return str(Path(args.root or args.list.parent).absolute())
+    both = (Path(args.before), Path(args.after))
+    return None if all(path.is_absolute() for path in both) else str(Path.cwd())
 
 
 def _is_done(pair: "Pair", results: "ResultFile") -> bool:

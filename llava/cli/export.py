@@ -75,7 +75,8 @@ def _export_delta_vlm(source: str, args: argparse.Namespace) -> int:
     model = DeltaVLMForConditionalGeneration.from_pretrained(source, dtype=args.dtype or "auto")
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.layout == "release":
-        print(export_release(model, args.folder / "checkpoint_best.pth"))
+        file = args.folder / "checkpoint_best.pth"
+        print(export_release(model, file, caption_question=processor.caption_question))
         return 0
     processor.save_pretrained(args.folder)
     model.save_pretrained(args.folder, whole=True)

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.data.json_line import json_line
 from llava.data.record import Record, parse_record
 from llava.data.whole_file import write_whole
 from llava.errors import DataError
@@ -42,7 +43,7 @@ def write_dialogue(path: Path, dialogue: Dialogue) -> None:
         img2_path=_absolute(dialogue.after),
         conversation=dialogue.rounds,
     )
-    write_whole(path, (json.dumps(record.to_dict(), ensure_ascii=False) + "\n").encode())
+    write_whole(path, (json_line(record.to_dict()) + "\n").encode())
 
 
 def read_dialogue(path: Path) -> Dialogue:

@@ -466,11 +466,11 @@ def _fetch(url: str, allow_url: bool) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "llava"})
         with opener.open(request, timeout=URL_TIMEOUT) as answer:
             data: bytes = answer.read(MAX_URL_BYTES + 1)
-            expected = answer.headers.get("Content-Length")
+            expected = answer.headers.get("Content-Length", "")
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ImageError(f"{url}: cannot be fetched ({error}); check the address and the network") from error
     if len(data) > MAX_URL_BYTES:
         raise ImageError(f"{url}: is larger than {MAX_URL_BYTES >> 20} MiB; download the file first")
-    if expected is not None and len(data) < int(expected):
+    if expected.isdecimal() and len(data) < int(expected):
         raise ImageError(f"{url}: the download stopped at {len(data)} of {expected} bytes; try again")
     return data

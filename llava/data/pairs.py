@@ -135,7 +135,9 @@ def _rows(file: Path, text: str) -> Iterator[tuple[str, str, str, str]]:
         yield from (_record(f"{file}, record {n}", record) for n, record in enumerate(records, 1))
         return
     lines = (
-        (n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")
+        (n, line.rstrip("\r"))
+        for n, line in enumerate(text.split("\n"), 1)  # and at no other end of a line, which a text may hold
+        if line.strip() and not line.startswith("#")
     )
     if suffix == ".jsonl":
         for n, line in lines:

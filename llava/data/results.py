@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from llava.data.json_line import json_line
 from llava.errors import DataError
 
 
@@ -20,6 +21,7 @@ class ResultFile:
     Args:
         path: the file; its folder is made if need be.
         run: what the results depend on (model, question, settings). It must be the same to go on.
+        later: names of what is known only when there is work to do, see `tell`.
         overwrite: throw away what is there.
 
     Raises:
@@ -27,10 +29,12 @@ class ResultFile:
         just now.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], *, later: Collection[str] = (), overwrite: bool = False
+    ) -> None:
         self.path = path
         self.sidecar = path.with_name(f"{path.name}.run.json")
-        self.run = dict(run)
+        self.run, self.later = dict(run), later
         self.done: dict[str, dict[str, Any]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +50,19 @@ class ResultFile:
             self._file.close()
             raise
 
+    def tell(self, name: str, value: Any) -> None:
+        """Say one of `later`.
+
+        Raises:
+            DataError: the results that are there were made with another one.
+        """
+        if (held := self.run.setdefault(name, value)) != value:
+            raise DataError(
+                f"{self.path} was made with other {name} ({held}, now {value}). Go on with the same, give another "
+                "name, or --overwrite to lose it"
+            )
+        self._write_run()
+
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records, and return when they are on disk.
 
@@ -57,7 +74,7 @@ class ResultFile:
             if record["uid"] in self.done:
                 raise DataError(f"{self.path}: uid {record['uid']!r} is there already")
             self.done[record["uid"]] = dict(record)
-            lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            lines.append(json_line(record) + "\n")
         try:
             self._file.write("".join(lines).encode())
             self._file.flush()
@@ -118,17 +135,18 @@ class ResultFile:
         other = [
             f"{name} {made.get(name)!r}, now {self.run.get(name)!r}"
             for name in {**made, **self.run}
-            if made.get(name) != self.run.get(name)
+            if name not in self.later and made.get(name) != self.run.get(name)
         ]
         if other:
             raise DataError(
                 f"{self.path} was made with another {'; '.join(other)}. Go on with the same, give another "
                 "name, or --overwrite to lose it"
             )
+        self.run |= {name: made[name] for name in self.later if name in made}
 
     def _write_run(self) -> None:
         part = self.sidecar.with_name(f"{self.sidecar.name}.part")
-        part.write_text(json.dumps(self.run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self.run, indent=1) + "\n", encoding="utf-8")
         part.replace(self.sidecar)
 
 

@@ -42,8 +42,8 @@ class BertScore:
                 "for another model give --bertscore-layer N"
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.encoder = AutoModel.from_pretrained(model).to(device).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self.encoder = AutoModel.from_pretrained(model, trust_remote_code=False).to(device).eval()
         except (OSError, ValueError) as error:
             raise DownloadError(
                 f"BERTScore: {model} cannot be loaded ({str(error).splitlines()[0]}). Give a folder, or a hub id "

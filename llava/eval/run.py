@@ -30,6 +30,7 @@ from torch import nn
 
 from llava import __version__, distributed
 from llava.captioner import ChangeCaptioner
+from llava.data.json_line import encodable
 from llava.data.mixture import unique
 from llava.data.record import Record
 from llava.errors import ConfigError, DataError, ImageError, MissingDependencyError
@@ -40,7 +41,6 @@ from llava.eval.run_folder import (
     REPORT,
     Line,
     RunFolder,
-    encodable,
     full_line,
     settings_of,
     write_text,
@@ -57,6 +57,7 @@ from llava.eval.task_scores.tables import TaskScores
 from llava.eval.task_scores.texts import WordNumbers
 from llava.family import AnyModel, AnyProcessor, family_of
 from llava.generation import Generation
+from llava.model.fingerprint import fingerprint
 from llava.registry import pick
 from llava.tasks.caption import normalise
 from llava.tasks.definitions import REFERENCE_DECODING, TASK_NAMES, TASKS
@@ -496,7 +497,7 @@ def _describe(
         settings |= {"tasks": named, "history": job.settings.history}
     return {
         "model": name,
-        "weights": _fingerprint(captioner.model),
+        "weights": fingerprint(captioner.model),
         "dtype": job.settings.autocast or str(captioner.model.dtype).removeprefix("torch."),
         "data": data,
         "root": str(job.root.absolute()),
@@ -506,19 +507,6 @@ def _describe(
         **family_of(captioner.model.config).wording(captioner.processor),
         **settings,
     }
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """A hash of every weight's name, shape, type and some of its values: training changes it, moving does not."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        if parameter.is_meta:  # kept on disk by accelerate
-            continue
-        values = parameter.detach().flatten()
-        values = values[:: max(1, len(values) // 64)][:64].float().cpu()
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _require_same(run: dict[str, Any], timeout: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from llava import distributed
+from llava.data.json_line import json_line
 from llava.data.record import Record
 from llava.data.results import ResultFile
 from llava.errors import DataError
@@ -86,7 +87,7 @@ class RunFolder:
             return
         merged = self.out / PREDICTIONS
         write_text(_sidecar(merged), json.dumps(self.run, indent=1, ensure_ascii=False) + "\n")
-        write_text(merged, "".join(as_json(line) + "\n" for line in lines))
+        write_text(merged, "".join(json_line(line) + "\n" for line in lines))
         self._close()
         for part in self._parts():
             part.unlink()
@@ -95,11 +96,11 @@ class RunFolder:
     def _open_main(self) -> list[str]:
         """Take the folder, for as long as this process lives; returns the uids that are done."""
         assert self.out is not None
+        merged = self.out / PREDICTIONS
+        # First rank 0's own file: its lock keeps a second run out, also one that would clear this one's files.
+        self._file = ResultFile(self._part(0), self.run, overwrite=self.overwrite)
         if self.overwrite:
             self._clear()
-        merged = self.out / PREDICTIONS
-        # First rank 0's own file: its lock keeps a second run out.
-        self._file = ResultFile(self._part(0), self.run)
         self._learn(self._file)
         for path in [merged, *self._parts()]:
             if path.exists() and path != self._file.path:
@@ -146,7 +147,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         assert self.out is not None
-        for path in [*self._parts(), self.out / PREDICTIONS]:
+        for path in {*self._parts(), self.out / PREDICTIONS} - {self._part(0)}:
             path.unlink(missing_ok=True)
             _sidecar(path).unlink(missing_ok=True)
         for name in (METRICS, REPORT):
@@ -199,20 +200,6 @@ def settings_of(how: Generation) -> dict[str, Any]:
     """What text depends on. A penalty of 1 is none, and older folders do not name it."""
     settings = {key: value for key, value in vars(how).items() if key not in ("static_cache", "compile")}
     return {key: value for key, value in settings.items() if key != "repetition_penalty" or value != 1}
-
-
-def as_json(line: Line) -> str:
-    """One line; escaped where a reference holds half a character, which no UTF-8 file can."""
-    text = json.dumps(line, ensure_ascii=False)
-    return text if text.isascii() or encodable(text) else json.dumps(line)
-
-
-def encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def write_map(path: Path, drawn: np.ndarray) -> None:

@@ -108,7 +108,9 @@ class ChangeVLMProcessor(ProcessorMixin):
         # transformers' own way goes through AutoImageProcessor, which needs torchvision before 5.23; and released
         # folders have no processor config at all: their processor follows from the model's config.
         hub = {name: kwargs[name] for name in checkpoint.HUB_OPTIONS if kwargs.get(name) is not None}
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=False, **hub
+        )
         fields = processor_dict if processor_dict is not None else {}
         if fields.get("processor_class") == cls.__name__ and "image_processor" in fields:
             return [ChangeImageProcessor.from_dict(fields["image_processor"]), tokenizer]

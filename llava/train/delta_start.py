@@ -200,7 +200,7 @@ def _place(name: str) -> str:
 def _published(name: str, planned: bool) -> Any:
     """The config of a folder or hub id, or in a plan what is known of it."""
     try:
-        return AutoConfig.from_pretrained(_place(name))
+        return AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
     except (OSError, ValueError, HfHubHTTPError) as error:
         if planned and name in STAND_INS:
             return STAND_INS[name]
@@ -292,7 +292,9 @@ def _loaded(
 ) -> PreTrainedTokenizerBase | None:
     options = {} if folder is None else {"subfolder": folder}
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_place(source), **options)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            _place(source), trust_remote_code=False, **options
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         if planned:
             return None

@@ -182,7 +182,7 @@ def assemble(
         DownloadError: a part that cannot be reached.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(parts.llm))
+        tokenizer = AutoTokenizer.from_pretrained(str(parts.llm), trust_remote_code=False)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DownloadError(
             f"model.llm={parts.llm!r} has no tokenizer that can be loaded: {_first(error)}"
@@ -205,7 +205,7 @@ def assemble(
 def _part_config(name: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            _source(name) if not Path(name).is_dir() else name
+            _source(name) if not Path(name).is_dir() else name, trust_remote_code=False
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DownloadError(f"{name} has no config that can be loaded: {_first(error)}") from error
@@ -231,7 +231,7 @@ def _assembled_config(
 def _take_language_model(model: ChangeVLMForConditionalGeneration, name: str, held: int) -> None:
     """Copy a causal language model's weights; rows of added words keep their start."""
     try:
-        source = AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype)
+        source = AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype, trust_remote_code=False)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DownloadError(f"model.llm={name!r} cannot be loaded: {_first(error)}") from error
     decoder = source.get_decoder()

@@ -309,6 +309,44 @@ def test_a_file_of_another_run_is_refused(
     assert out.read_text() != made and len(read(out)) == 2
 
 
+def test_results_of_other_files_or_weights_are_refused(
+    caption: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for year in ("2019", "2021"):
+        draw_pairs(tmp_path / year, 2)
+    pairs, out = tmp_path / "pairs.csv", tmp_path / "out.jsonl"
+    pairs.write_text("A/0.png,B/0.png\n")
+    assert caption("--list", pairs, "--root", tmp_path / "2019", "--out", out) == 0
+    made = out.read_text()
+    assert caption("--list", pairs, "--root", tmp_path / "2021", "--out", out) == 1
+    assert "root" in capsys.readouterr().err and out.read_text() == made
+    pairs.write_text("A/0.png,B/0.png\nA/1.png,B/1.png\n")
+    monkeypatch.setattr("llava.model.fingerprint.fingerprint", lambda model: "trained on")
+    assert caption("--list", pairs, "--root", tmp_path / "2019", "--out", out) == 1
+    assert "other weights" in capsys.readouterr().err and out.read_text() == made
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise ConfigError("no such model")
+
+    monkeypatch.setattr(
+        "llava.cli.caption.load_captioner", failing
+    )  # what cannot replace it does not empty it
+    assert caption("--list", pairs, "--root", tmp_path / "2019", "--out", out, "--overwrite") == 1
+    assert out.read_text() == made
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX")
+def test_a_name_that_is_no_utf8_is_kept(caption: Run, tmp_path: Path) -> None:
+    before, after = draw_pairs(tmp_path, 1)
+    for folder in (before, after):
+        (folder / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/stra\xdfe.png"))
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):  # made, and found again
+        assert caption(before, after, "--out", out) == 0
+    (record,) = read(out)
+    assert os.fsencode(record["img1_path"]).endswith(b"stra\xdfe.png")
+
+
 def test_a_file_of_someone_else_is_never_touched(
     caption: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

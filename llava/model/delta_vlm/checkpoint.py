@@ -248,7 +248,7 @@ def language_weights(source: str, config: DeltaVLMConfig) -> dict[str, Tensor]:
     """
     try:
         with unsharded():  # also in a run that transformers knows to be ZeRO-3
-            whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+            whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DownloadError(f"the language model {source} cannot be loaded: {_first_line(error)}") from error
     head = whole.get_output_embeddings()

@@ -68,7 +68,8 @@ def import_release(
         vision: folder or hub id of InstructBLIP, or a file of EVA's, for the frozen part of the encoder.
         qformer_tokenizer: folder or hub id; by default the one beside `vision`, or BERT's.
         fusion: "auto" leaves out a CSRM that was never trained, since the weights are then fitted to plain features.
-        caption_question: what it was taught to answer with a caption, which no file says; by default this package's.
+        caption_question: what it was taught to answer with a caption, which the published file does not say; by default
+            what the file says if this package wrote it, or else this package's.
         trust: see `read_release`.
 
     Raises:
@@ -86,13 +87,16 @@ def import_release(
     if kind == "concat":
         weights = {name: value for name, value in weights.items() if not name.startswith("model.fusion.")}
     tokenizer, reader = _tokenizers(language, vision, qformer_tokenizer)
-    config = _config(weights, str(file), language, vision, tokenizer, kind)
+    asked = released.config.get("llava")
+    asked = dict(asked) if isinstance(asked, Mapping) else {}
+    config = _config(weights, str(file), language, vision, tokenizer, kind, asked)
     wanted = {name: s for name, s in expected_shapes(config).items() if held_by(name, config) is None}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     check_weights(shapes, wanted, tied=False, where=str(file))
     processor = DeltaVLMProcessor.for_config(config, tokenizer, reader)
-    if caption_question is not None:
-        processor.caption_question = caption_question
+    told = caption_question or asked.get("caption_question")
+    if isinstance(told, str):
+        processor.caption_question = told
     with _aside(folder) as part:
         config.architectures = [DeltaVLMForConditionalGeneration.__name__]
         # for whoever asks for no other: the language model is too large for what the file's own values are in
@@ -118,8 +122,14 @@ def unlike_the_published(groups: Mapping[str, int], config: DeltaVLMConfig) -> t
     )
 
 
-def export_release(model: DeltaVLMForConditionalGeneration, file: str | Path) -> Path:
-    """Write what a model has learned as a released file.
+def export_release(
+    model: DeltaVLMForConditionalGeneration, file: str | Path, *, caption_question: str | None = None
+) -> Path:
+    """Write what a model has learned as a released file. How it is asked, which may differ from the release's way, goes
+    into its `config` under "llava", where `import_release` finds it again.
+
+    Args:
+        caption_question: what it was taught to answer with a caption.
 
     Raises:
         CheckpointError: parts that the released layout has no place for, or a file that is there.
@@ -140,9 +150,18 @@ def export_release(model: DeltaVLMForConditionalGeneration, file: str | Path) ->
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
-    torch.save({"model": weights, "config": config.to_diff_dict(), "epoch": 0}, part)
+    asked: dict[str, Any] = {name: getattr(config, name) for name in _ASKED}
+    if caption_question is not None:
+        asked["caption_question"] = caption_question
+    torch.save({"model": weights, "config": {"llava": asked}, "epoch": 0}, part)
     part.replace(file)
     return file
+
+
+_ASKED = (
+    "prompt_style", "qformer_text", "max_prompt_tokens", "max_answer_tokens", "max_qformer_tokens", "bos_token_id",
+)  # fmt: skip
+"""Fields of `DeltaVLMConfig` that say how a model is asked, and that no weight tells."""
 
 
 @contextmanager
@@ -179,7 +198,7 @@ def _tokenizers(
     found = []
     for what, source, options in (("language model", language, {}), ("Q-Former", reader or BERT, inside)):
         try:
-            found.append(AutoTokenizer.from_pretrained(source, **options))
+            found.append(AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options))
         except (OSError, ValueError) as error:
             raise DownloadError(f"the {what}'s tokenizer cannot be loaded from {source}: {error}") from error
     tokenizer, bert = found
@@ -197,6 +216,7 @@ def _config(
     vision: str,
     tokenizer: PreTrainedTokenizerBase,
     fusion: str,
+    asked: Mapping[str, Any],
 ) -> DeltaVLMConfig:
     """The config of a released file: sizes from its weights, the rest from its base models."""
     needed = (
@@ -208,7 +228,7 @@ def _config(
         raise CheckpointError(f"{file} is no released file of DeltaVLM: it lacks {', '.join(missing)}")
     beside = _base_fields(vision)
     try:
-        text = AutoConfig.from_pretrained(language)
+        text = AutoConfig.from_pretrained(language, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DownloadError(f"the language model {language} cannot be loaded: {error}") from error
     hidden, width = weights["model.projector.weight"].shape
@@ -220,6 +240,9 @@ def _config(
     text.vocab_size = max(int(text.vocab_size), mark + 1)
     blocks = {name.split(".")[4] for name in weights if name.startswith("model.vision_tower.encoder.layers.")}
     words = len(weights["model.qformer.embeddings.word_embeddings.weight"])
+    # the release calls bos, eos and unk all </s>
+    ways = {"prompt_style": "reference", "bos_token_id": tokenizer.eos_token_id}
+    ways |= {name: value for name, value in asked.items() if name in _ASKED}
     return DeltaVLMConfig(
         vision_config=beside.get("vision_config"),
         qformer_config=(beside.get("qformer_config") or {}) | {"hidden_size": width, "vocab_size": words},
@@ -227,12 +250,10 @@ def _config(
         num_query_tokens=weights["model.query_tokens"].shape[1],
         fusion={"kind": fusion},
         tune_vision_blocks=len(blocks),
-        prompt_style="reference",
         base_models={"vision": lasting(vision), "language": lasting(language)},
-        # the release calls bos, eos and unk all </s>
-        bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=mark,
+        **ways,
     )
 
 

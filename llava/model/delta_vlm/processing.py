@@ -154,8 +154,8 @@ class DeltaVLMProcessor(ProcessorMixin):
         folder = "/".join(part for part in (hub.get("subfolder"), QFORMER_FOLDER) if part)
         return [
             ChangeImageProcessor.from_dict(fields["image_processor"]),
-            AutoTokenizer.from_pretrained(source, **hub),
-            AutoTokenizer.from_pretrained(source, **hub | {"subfolder": folder}),
+            AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub),
+            AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub | {"subfolder": folder}),
         ]
 
     def __call__(

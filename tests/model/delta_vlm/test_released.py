@@ -276,6 +276,26 @@ def test_a_file_becomes_a_model_and_a_file_again(files, bases, tmp_path):
         import_release(files["trained"], tmp_path / "model", **bases)
 
 
+def test_how_a_model_is_asked_goes_with_its_file(files, bases, tmp_path):
+    """The published file says nothing of it, and is asked in its authors' way; ours need not be."""
+    import_release(files["trained"], tmp_path / "model", **bases)
+    fields = {
+        "prompt_style": "natural",
+        "qformer_text": "question",
+        "max_prompt_tokens": 99,
+        "bos_token_id": 1,
+    }
+    model = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path / "model")
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+    export_release(model, tmp_path / "file.pth", caption_question="What is new here?")
+    made = import_release(tmp_path / "file.pth", tmp_path / "again", **bases)
+    assert {name: getattr(made.config, name) for name in fields} == fields
+    processor = DeltaVLMProcessor.from_pretrained(tmp_path / "again")
+    assert (processor.prompt_style, processor.bos_token_id) == ("natural", 1)
+    assert processor.caption_question == "What is new here?"
+
+
 def test_an_untrained_csrm_is_left_out(files, bases, tmp_path):
     made = import_release(files["untrained"], tmp_path / "auto", **bases)
     assert made.evidence.verdict == "untrained" and made.config.fusion["kind"] == "concat"
