@@ -18,7 +18,7 @@ from llava.captioner import ChangeCaptioner
 from llava.cli import main
 from llava.cli.model_options import TINY_NOTE
 from llava.data.pairs import match_folders, read_pairs
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from tests.tiny import random_image, random_pair, tiny_model
 
 ROOT = Path(__file__).parents[2]
