@@ -21,6 +21,7 @@ from PIL import Image
 
 from llava.data.fingerprint import NEAR, Looks, look_of, pixel_hash
 from llava.data.images import load_image, load_mask
+from llava.data.json_line import encodable
 from llava.data.mixture import SUFFIXES, load_mixture, mixture_files
 from llava.data.record import Record, parse_record
 from llava.data.sources.json_stream import entries
@@ -194,6 +195,8 @@ class _Listed(NamedTuple):
     file: str
     root: Path
     test: bool
+    listing: int
+    """Which reading of a file: one may be listed twice, with other images."""
 
     def images(self) -> Iterator[tuple[str, str]]:
         """(path in the record, path of the file) of before, after, and the mask if there is one."""
@@ -310,7 +313,7 @@ def _read_list(path: Path, root: Path, test: bool, report: Report) -> list[_List
                 count.tasks[record.task] = count.tasks.get(record.task, 0) + 1
                 for kind, message in answer_faults(record):
                     found(kind, f"{where}: {record.uid}: {message}", record.uid)
-            listed.append(_Listed(record, name, root, test))
+            listed.append(_Listed(record, name, root, test, len(report.lists)))
     except DataError as error:
         found("list", str(error))
     return listed
@@ -324,13 +327,13 @@ def _usable(value: dict[str, Any], where: str, found: Callable[..., None]) -> An
         return captions
     good = []
     for number, caption in enumerate(captions):
-        if isinstance(caption, str) and caption.strip():
+        if isinstance(caption, str) and caption.strip() and encodable(caption):
             good.append(caption)
         else:
             uid = value.get("uid")
             found(
                 "caption",
-                f"{where}: change_caption[{number}] is {caption!r}, expected a non-empty string",
+                f"{where}: change_caption[{number}] is {caption!r}, expected a non-empty string of whole characters",
                 uid if isinstance(uid, str) else None,
             )
     return good
@@ -344,7 +347,7 @@ def _check_uids(listed: Iterable[_Listed], report: Report) -> None:
         known = first.setdefault((item.test, uid), item)
         if known is item:
             continue
-        if known.record != item.record or known.file == file:
+        if known.record != item.record or known.listing == item.listing:
             message = f"{file}: uid {uid!r} was used before, in {known.file}; a uid must name one record"
             report.findings.append(Finding("uid", message, file, uid))
         else:

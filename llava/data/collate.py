@@ -61,9 +61,10 @@ class BranchCollator:
             `input_ids`, `labels`, `position_ids` [B, T]; `segments` [B, T]: 0 the prefix, 1..K the branches, -1
             padding; `label_weights` [B, T] float32, where a label counts other than once: one of the prefix counts
             for every branch. With images `pixel_values` [B, I, C, S, S], and `image_counts` [B] where numbers of
-            images differ; `changed_share` [B, N, C] and `object_middles` [B, N, K] where all samples have them. For a
-            Q-Former `qformer_input_ids` and `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions
-            are not of one pair each: in the order in which the rows hold them, Q = B where none shares one.
+            images differ; `changed_share` [P, N, C] and `object_middles` [P, N, K] of the P samples with images, where
+            one of these has them, and `mask_known` [P] where not all do. For a Q-Former `qformer_input_ids` and
+            `qformer_attention_mask` [Q, t], and `pair_index` [Q] where its Q questions are not of one pair each: in the
+            order in which the rows hold them, Q = B where none shares one.
             `uids`: of the records learned from; `skipped`: what could not be read, as in `Sample`.
         """
         taught = [sample for sample in samples if sample.answers]
@@ -89,9 +90,13 @@ class BranchCollator:
         if bool((weights != (labels != IGNORE)).any()):
             batch["label_weights"] = weights
         for name in ("changed_share", "object_middles"):
-            values = [getattr(sample, name) for sample in kept]
-            if all(value is not None for value in values):
-                batch[name] = torch.stack(values)
+            values = [getattr(sample, name) for sample in kept if sample.pixel_values.numel()]
+            known = [value is not None for value in values]
+            if any(known):
+                like = next(value for value in values if value is not None)
+                batch[name] = torch.stack([torch.zeros_like(like) if v is None else v for v in values])
+                if not all(known):
+                    batch["mask_known"] = torch.tensor(known)
         pairs = [pair for pair, _ in texts]
         if pairs != list(range(len(kept))):
             batch["pair_index"] = torch.tensor(pairs)

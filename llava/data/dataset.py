@@ -23,6 +23,7 @@ from llava.data.augment import Augmentation, View
 from llava.data.conversation import IGNORE, LabelRule
 from llava.data.encode import Branch, Ids, Rounds, Row, bound_of, encoder_of
 from llava.data.images import load_mask, load_pair
+from llava.data.json_line import encodable
 from llava.data.record import Record
 from llava.data.sampler import FILLER, Place
 from llava.errors import ConfigError, DataError, ImageError
@@ -79,12 +80,12 @@ class PairDataset(Dataset[Sample]):
         root: folder that the records' paths are relative to.
         processor: of the model to be trained.
         captions: "all" gives all captions of a pair, and its dialogue, as one sample's branches; "random" one of them,
-            drawn by seed, epoch and uid.
+            drawn by seed, epoch, uid, and how often the record has come before.
         one_pass: with "all", records of one listing with the same two image files are one sample. False: every caption
             is a sample of its own, as in published code.
         labels: see `llava.data.conversation.labels_from_spans`.
         task_weights: how much the answers of a task count in the loss, beside 1 for those it does not name.
-        augment: other views of the pairs, drawn by seed, epoch and uid.
+        augment: other views of the pairs, drawn likewise.
         mask_grid: also read the change masks, of records that have one, as means over so many patches each way.
         mask_covered: share of an image's side that these patches cover; the rest, to the right and below, is seen by
             none: 27 patches of 14 cover 378 of 384 pixels.
@@ -139,6 +140,8 @@ class PairDataset(Dataset[Sample]):
         self._views: dict[tuple[str, str], list[Image.Image]] | None = {} if cache else None
         self._order = np.arange(len(records))
         """[R], numbers of records, those of a pair beside one another."""
+        self._times = _times(records) if captions == "random" or augment is not None else None
+        """[R], how often a record has come before: what is drawn for one that a mixture repeats differs."""
         counts, bounds = self._measured()
         self._spans = self._cut(counts, bounds, one_pass, max_branches)
         """[samples, 4]: first and last place in `_order`, first and last branch of these records (half open)."""
@@ -155,7 +158,7 @@ class PairDataset(Dataset[Sample]):
         records = [self.records[int(i)] for i in self._order[first:last]]
         told = [(record, words) for record in records for words in self._words(record)]
         if self.captions == "random":
-            told = [random.Random(f"{self.seed}/{place.epoch}/{records[0].uid}").choice(told)]
+            told = [random.Random(self._key(place, records[0])).choice(told)]
         else:
             told = told[start:stop]
         uids = tuple(dict.fromkeys(record.uid for record, _ in told))
@@ -171,9 +174,7 @@ class PairDataset(Dataset[Sample]):
             return self._failed(uids, None, reason)
         view = None
         if self.augment is not None:
-            view = self.augment.view(
-                (record for record, _ in told), f"{self.seed}/{place.epoch}/{record.uid}"
-            )
+            view = self.augment.view((record for record, _ in told), self._key(place, record))
         try:
             pixels = self.processor.image_processor.normalise(self._fitted(record, view))
             shares, middles = self._mask(records, view) if self.mask_grid else (None, None)
@@ -189,6 +190,11 @@ class PairDataset(Dataset[Sample]):
             also=uids[1:],
             more=tuple(more),
         )
+
+    def _key(self, place: Place, record: Record) -> str:
+        """What is drawn for a sample follows from it."""
+        time = 0 if self._times is None else int(self._times[self._order[self._spans[place.index][0]]])
+        return f"{self.seed}/{place.epoch}/{record.uid}" + (f"/{time}" if time else "")
 
     def _failed(
         self, uids: tuple[str, ...], file: str | None, reason: str, cause: Exception | None = None
@@ -285,17 +291,25 @@ class PairDataset(Dataset[Sample]):
             DataError: records without a word to learn.
         """
         per_round, each = self.encoder.per_round, self.encoder.row_a_question
-        counts, bounds, bare = [], [], []
+        counts, bounds, bare, half = [], [], [], []
         for record in self.records:
             captions, rounds = record.change_caption, record.conversation
             texts = [*captions, *(answer for _, answer in rounds)]
             if not texts or not all(map(str.strip, texts)):
                 bare.append(record.uid)
+            if not all(map(encodable, (*texts, *(question for question, _ in rounds)))):
+                half.append(record.uid)
+                continue
             counts.append(len(captions) + (len(rounds) if each else bool(rounds)))
             bound = sum(map(bound_of, captions)) + per_round * len(captions)
             if rounds:
                 bound += sum(bound_of(q) + bound_of(a) + per_round for q, a in rounds)
             bounds.append(bound)
+        if half:
+            raise DataError(
+                f"{len(half)} records have texts with half a character (of a cut emoji, say), which no tokenizer "
+                f"takes: {', '.join(map(repr, half[:5]))}{', ...' if len(half) > 5 else ''}; mend them"
+            )
         if bare:
             raise DataError(
                 f"{len(bare)} records have no caption and no dialogue to learn from, or an empty one: "
@@ -337,6 +351,15 @@ class PairDataset(Dataset[Sample]):
             if stop - starts[-1] > max_branches or max(row.length for row in rows) > self.max_length:
                 starts.append(stop - 1)
         return np.array([[first, last, a, b] for a, b in zip(starts, [*starts[1:], count], strict=True)])
+
+
+def _times(records: Sequence[Record]) -> NDArray[np.int32]:
+    """[R], how many records with its uid are before each."""
+    seen: dict[str, int] = {}
+    times = np.zeros(len(records), np.int32)
+    for i, record in enumerate(records):
+        times[i] = seen[record.uid] = seen.get(record.uid, -1) + 1
+    return times
 
 
 def pair_codes(records: Sequence[Record]) -> NDArray[np.int64]:

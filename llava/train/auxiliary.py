@@ -84,6 +84,7 @@ class Auxiliary(nn.Module):
         shares: Tensor | None,
         middles: Tensor | None,
         map_logits: Tensor | None,
+        known: Tensor | None = None,
         teaches: bool = True,
     ) -> Tensor:
         """The weighted losses of a batch, summed over its pairs.
@@ -94,6 +95,7 @@ class Auxiliary(nn.Module):
                 masks.
             middles: [B, N, K], 1 where an object of a class has its middle; None like `shares`.
             map_logits: [B, N] of the fusion's `map_head`, if it has one.
+            known: [B], which pairs have a mask; None: all, or none where there are no shares.
             teaches: False: a batch that only keeps this process in step with the others; gradients are zeros.
         """
         patches = patches.float()
@@ -114,9 +116,12 @@ class Auxiliary(nn.Module):
             losses["place"] = places.view(len(patches), -1).mean(1)
         if not teaches:
             return sum((0 * loss.sum() for loss in losses.values()), total)
+        every = patches.new_ones(len(patches))
         for name, loss in losses.items():
-            self._sums[name] += torch.stack([loss.detach().sum(), loss.new_tensor(float(len(loss)))])
-            total = total + self.weights[name] * loss.sum()
+            counts = every if known is None or name == "place" else known.to(every)
+            told = (loss * counts).sum()
+            self._sums[name] += torch.stack([told.detach(), counts.sum()])
+            total = total + self.weights[name] * told
         return total
 
     def step(self, factor: float) -> None:

@@ -312,6 +312,11 @@ class TrainConfig:
             raise ConfigError(f"field 'task_weights' has {unknown}; known: {', '.join(TASK_NAMES)}")
         if any(weight <= 0 for weight in self.task_weights.values()):
             raise ConfigError(f"field 'task_weights' is {self.task_weights}, expected numbers above 0")
+        if self.cache_images and self.dataloader_num_workers:
+            raise ConfigError(
+                "cache_images keeps its pictures in one process; each of the dataloader_num_workers would come to keep "
+                "all of them: leave one out"
+            )
         if self.augment is not None and self.cache_images:
             raise ConfigError("cache_images keeps what augment draws anew each epoch: leave one out")
         if self.lr_scheduler_type == EPOCH_COSINE and self.max_steps > 0:

@@ -26,6 +26,7 @@ from llava.family import AnyModel, AnyProcessor, family_of
 from llava.model.branches import APART, BLOCK
 from llava.train.checkpoints import FINISHED, changed_fields, checkpoints, choose, clear_broken, write_json
 from llava.train.config import EPOCH_COSINE, TrainConfig
+from llava.train.data_files import changed_data, remember_data
 from llava.train.flops import step_flops
 from llava.train.guard import Interrupted, Signals, denormals_as_zero
 from llava.train.meter import Meter
@@ -364,12 +365,18 @@ def _open(run: TrainConfig, processes: int, sharding: str) -> Path | None:
                 f"{out} holds a run with other settings ({'; '.join(changed)}). Give another output_dir, or "
                 "resume_from_checkpoint=never to throw that run away"
             )
+        if files := changed_data(run):
+            raise ConfigError(
+                f"{out} holds a run on other data: {', '.join(files)} changed since it began, and with it the order of "
+                "the samples. Give another output_dir, or resume_from_checkpoint=never to throw that run away"
+            )
     if run.resume_from_checkpoint == "never":
         _clear(out)
     clear_broken(out)
     checkpoint = choose(out, run.resume_from_checkpoint, processes, sharding)
     (out / FINISHED).unlink(missing_ok=True)
     write_whole(before, run.to_yaml().encode())
+    remember_data(run)
     return checkpoint
 
 
@@ -387,7 +394,8 @@ def finished(run: TrainConfig) -> bool:
     if not (run.output_dir / FINISHED).is_file() or not config.is_file():
         return False
     held = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return not changed_fields(held, run.to_dict(), ("resume_from_checkpoint", "logging_steps", "report_to"))
+    changed = changed_fields(held, run.to_dict(), ("resume_from_checkpoint", "logging_steps", "report_to"))
+    return not changed and not changed_data(run)
 
 
 def _finish(trainer: ChangeTrainer, run: TrainConfig) -> None:

@@ -131,6 +131,7 @@ class ChangeTrainer(Trainer):
         self._note_skipped(inputs.pop("skipped", []))
         shares: Tensor | None = inputs.pop("changed_share", None)  # [B, N, C]
         middles: Tensor | None = inputs.pop("object_middles", None)  # [B, N, K]
+        known: Tensor | None = inputs.pop("mask_known", None)  # [B]
         if self.meter is not None:
             self.meter.count(inputs)
         asked = inputs if self.auxiliary is None else {**inputs, **self.auxiliary.inputs}
@@ -143,7 +144,7 @@ class ChangeTrainer(Trainer):
                 None if head is None or outputs.change is None else head(outputs.change)[..., 0]
             )  # [B, N]
             patches = patches_of(outputs, inputs["input_ids"], cast(Any, plain_model(model).config))
-            beside = self.auxiliary(patches, shares, middles, logits, teaches=bool(uids))
+            beside = self.auxiliary(patches, shares, middles, logits, known, teaches=bool(uids))
             # as for the words: a sum over the whole update, whose gradients are averaged over the processes
             processes = self.args.world_size if self.args.average_tokens_across_devices else 1
             loss = loss + beside * processes / self._pairs.clamp(min=1)

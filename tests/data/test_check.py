@@ -204,6 +204,19 @@ def test_several_processes_find_the_same(folder: Folder):
     assert _kinds(one) == {"broken": 1}
 
 
+def test_a_list_that_is_given_twice_repeats_no_uid(folder: Folder) -> None:
+    """As in a mixture that lists it with two roots."""
+    folder.pair("a.jsonl", 0)
+    folder.pair("a.jsonl", 1)
+    folder.write()
+    report = check([folder.path / "a.jsonl"] * 2)
+    kinds = _kinds(report)
+    assert kinds["again"] == 2 and "uid" not in kinds
+    folder.pair("a.jsonl", 1)
+    folder.write()
+    assert _kinds(check([folder.path / "a.jsonl"]))["uid"] == 1
+
+
 def test_an_interruption_tells_what_was_found(folder: Folder, monkeypatch: pytest.MonkeyPatch):
     for k in range(3):
         folder.pair("a.jsonl", k)

@@ -14,6 +14,7 @@ from llava.data.dataset import PairDataset, Sample
 from llava.data.encode import Row
 from llava.data.record import Record
 from llava.model.branches import TEXT, branch_positions
+from llava.train.auxiliary import Auxiliary
 from tests.tiny import random_image, tiny_model
 
 PAD = 0
@@ -144,11 +145,33 @@ def test_what_teaches_nothing_is_left_out_and_stands_in_only_for_an_empty_batch(
     assert (empty["uids"], len(empty["skipped"])) == ([], 2)
 
 
-def test_shares_go_along_only_where_all_have_them():
+def test_shares_go_along_where_some_have_them():
     share = torch.ones(16)
     both = [sample("a", [[8]], changed_share=share), sample("b", [[8]], changed_share=share)]
-    assert BranchCollator(PAD)(both)["changed_share"].shape == (2, 16)
-    assert "changed_share" not in BranchCollator(PAD)([both[0], sample("c", [[8]])])
+    batch = BranchCollator(PAD)(both)
+    assert batch["changed_share"].shape == (2, 16) and "mask_known" not in batch
+    batch = BranchCollator(PAD)([sample("c", [[8]]), both[0]])
+    assert batch["changed_share"].tolist() == [[0] * 16, [1] * 16]
+    assert batch["mask_known"].tolist() == [False, True]
+    assert "changed_share" not in BranchCollator(PAD)([sample("c", [[8]])])
+
+
+def test_a_pair_without_a_mask_teaches_none_and_hinders_none():
+    config = tiny_model()[0].config
+    torch.manual_seed(0)
+    heads = Auxiliary(config, mask_weight=2.0, object_weight=1.0, place_weight=0.5, rate=1e-3)
+    count = config.grid**2
+    patches = torch.randn(3, 2, count, config.text_config.hidden_size)
+    shares, middles = torch.rand(3, count, 1), torch.rand(3, count, 1).round()
+    logits = torch.randn(3, count)
+    known = torch.tensor([True, False, True])
+    found = heads(patches, shares, middles, logits, known)
+    assert heads.means().keys() == {"mask_loss", "object_loss", "place_loss"}
+    one = [
+        heads(patches[i : i + 1], shares[i : i + 1], middles[i : i + 1], logits[i : i + 1]) for i in (0, 2)
+    ]
+    none = heads(patches[1:2], None, None, logits[1:2])
+    torch.testing.assert_close(found, sum(one) + none)
 
 
 def test_text_and_pairs_share_a_batch():

@@ -282,6 +282,26 @@ def test_a_mask_lies_where_its_image_does(
     assert share.view(4, 4).tolist() == [[0] * 4, [0.125, 0.125, 0.125, 0.34375], [0, 0, 0, 0.25], [0] * 4]
 
 
+def test_copies_of_a_record_draw_for_themselves(
+    records: list[Record], tmp_path: Path, processor: ChangeVLMProcessor
+):
+    """A mixture that repeats a list six times is to show more of its captions, not one of them six times."""
+    told = [replace(record, change_caption=tuple(f"caption {k}" for k in range(8))) for record in records]
+    once = PairDataset(told, tmp_path, processor, captions="random")
+    often = PairDataset(told * 6, tmp_path, processor, captions="random")
+    drawn = [[often[Place(k * len(told) + i, 2)].answers for k in range(6)] for i in range(len(told))]
+    assert [each[0] for each in drawn] == [once[Place(i, 2)].answers for i in range(len(told))]
+    assert all(len({str(answers) for answers in each}) > 1 for each in drawn)
+
+
+def test_half_a_character_is_named_before_anything_is_learned(
+    records: list[Record], tmp_path: Path, processor: ChangeVLMProcessor
+):
+    broken = [records[0], replace(records[1], change_caption=("new house \ud83d",))]
+    with pytest.raises(DataError, match=f"1 records have texts with half a character.*{broken[1].uid!r}"):
+        PairDataset(broken, tmp_path, processor)
+
+
 def test_a_drawn_caption_depends_on_seed_epoch_and_uid_alone(
     records: list[Record], tmp_path: Path, processor: ChangeVLMProcessor
 ):

@@ -1,5 +1,6 @@
 """A run from start to end: what learns, what is kept, and what happens when it is broken off."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from transformers import TrainingArguments
 from llava.captioner import ChangeCaptioner
 from llava.errors import CheckpointError, ConfigError, MissingDependencyError
 from llava.model.change_vlm import ChangeVLMForConditionalGeneration
-from llava.train import checkpoints, guard
+from llava.train import checkpoints, data_files, guard
 from llava.train import run as running
 from llava.train.config import TrainConfig
 from llava.train.ema import Ema
@@ -168,6 +169,29 @@ def test_a_run_that_has_ended_is_known(make_run: Make):
     assert not finished(run)
     train(run)
     assert finished(run) and not finished(make_run(max_steps=2))
+
+
+def test_a_run_does_not_go_on_with_other_data(make_run: Make, run_folder: Path, tmp_path: Path):
+    data = tmp_path / "list.json"
+    data.write_text((run_folder / "data.json").read_text())
+    run = make_run(data=data, root=run_folder, max_steps=1)
+    train(run)
+    assert finished(run)
+    data.write_text(data.read_text() + "\n")
+    assert not finished(run)
+    with pytest.raises(ConfigError, match=r"a run on other data: .*list\.json changed since it began"):
+        train(run)
+    anew = make_run(data=data, root=run_folder, max_steps=1, resume_from_checkpoint="never")
+    train(anew)
+    assert finished(anew)
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("datasets: [{json_path: list.json, repeat: 2}]\nroot: " + str(run_folder))
+    moved = make_run("mixed", data=mixture, max_steps=1)
+    data_files.remember_data(dataclasses.replace(moved, output_dir=tmp_path))
+    moved = dataclasses.replace(moved, output_dir=tmp_path)
+    assert data_files.changed_data(moved) == []
+    mixture.write_text(mixture.read_text().replace("2", "3"))
+    assert data_files.changed_data(moved) == [str(mixture)]
 
 
 def test_a_full_disk_is_said_while_the_old_checkpoint_is_whole(
@@ -492,6 +516,7 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
     [
         ({"lr_scheduler_type": "epoch_cosine", "max_steps": 3}, "leave max_steps out"),
         ({"augment": {}, "cache_images": True}, "cache_images"),
+        ({"dataloader_num_workers": 2, "cache_images": True}, "cache_images keeps"),
         ({"task_weights": {"counting": 1}}, r"task_weights' has \['counting'\]; known: caption"),
         ({"task_weights": {"count": 0}}, "expected numbers above 0"),
         ({"mask_levels": [128]}, "mask_weight and object_weight teach"),
