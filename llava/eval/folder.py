@@ -87,8 +87,17 @@ def read_run(
     folder = file.parent
     if references is None and names_tasks(file):
         return _read_task_run(file, name, root, meteor)
-    task = join(read_predictions(path), references)
+    task = join(read_predictions(path), references, pass_failed=True)
     kept = read_metrics(folder) if path.is_dir() and (folder / METRICS).is_file() else None
+    facts = kept.run if kept else {}
+    said = {task.own_uids.get(uid, uid): text for uid, text in task.predictions.items()}
+    if kept and kept.scores.get("predictions_sha256") != sha256_of(said):
+        raise DataError(
+            f"{folder / METRICS} has scores of other predictions than {file}; evaluate or score again"
+        )
+    told = sha256_of({uid: list(texts) for uid, texts in task.references.items()})
+    if kept and references is not None and kept.scores.get("references_sha256") != told:
+        kept = None  # its scores are of other references than those that were asked for
     tokenizer = str(kept.scores.get("tokenizer", "release")) if kept else "release"
     options = {"baselines": False, "resamples": 0} if kept else {}
     computed = score(
@@ -99,10 +108,6 @@ def read_run(
         tokenizer=tokenizer,
         **options,  # type: ignore[arg-type]
     )
-    if kept and kept.scores.get("predictions_sha256") != sha256_of(task.predictions):
-        raise DataError(
-            f"{folder / METRICS} has scores of other predictions than {file}; evaluate or score again"
-        )
     entries = _entries(file)
     lines = [
         {
@@ -111,10 +116,13 @@ def read_run(
             "change_caption": list(task.references[uid]),
             "change_flag": task.changed[uid],
         }
-        | {field: value for field in _FILES if (value := entries.get(uid, {}).get(field)) is not None}
+        | {
+            field: value
+            for field in _FILES
+            if (value := entries.get(task.own_uids.get(uid, uid), {}).get(field)) is not None
+        }
         for uid, text in task.predictions.items()
     ]
-    facts = kept.run if kept else {}
     run = ReportRun(
         name=name or _run_name(folder, facts),
         lines=lines,

@@ -75,6 +75,8 @@ class Task:
     notes: tuple[str, ...] = ()
     num_left_out: int = 0
     """Pairs that have no caption and are skipped for it."""
+    own_uids: Mapping[str, str] = field(default_factory=dict)
+    """uid -> the one that the predictions' file has for it."""
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -159,13 +161,14 @@ def join(
     *,
     missing: Missing = "error",
     unknown: Unknown = "error",
+    pass_failed: bool = False,
 ) -> Task:
     """One caption for each pair with references; uids are the references'.
 
     references: of another file, which then count alone; else those inside the predictions' file. uids match as
     they are, or by the name of the image file ("levir-cc/test_000004" and "test_000004.png").
     missing: what a pair without a caption is: an error, an empty caption, or left out. unknown: what a caption
-    without references is: an error, or left out.
+    without references is: an error, or left out. pass_failed: what the file itself says could not be read is left out.
     Raises DataError, naming the uids.
     """
     notes: list[str] = []
@@ -191,8 +194,9 @@ def join(
             )
         notes.append(f"{len(strangers)} captions without references are left out: {some(strangers)}")
     absent = [uid for uid in references.sentences if uid not in captions]
+    failed = {renamed[uid] for uid in predictions.failed if uid in renamed}
     if absent:
-        if missing == "error" or not captions:
+        if not captions or (missing == "error" and not (pass_failed and failed.issuperset(absent))):
             raise DataError(
                 f"{predictions.path}: {len(absent)} of {len(references.sentences)} pairs of {references.path} have no "
                 f"prediction: {some(absent)}. Complete the file, or --missing empty (they count as no answer) or "
@@ -215,7 +219,8 @@ def join(
         changed=changed,
         repeats=tuple((renamed[uid], text) for uid, text in predictions.repeats if uid in renamed),
         notes=tuple(notes),
-        num_left_out=len(absent) if missing == "skip" else 0,
+        num_left_out=0 if missing == "empty" else len(absent),
+        own_uids={name: uid for uid, name in renamed.items()},
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from llava.cli import main
-from llava.eval.metrics import score
+from llava.eval.metrics import score, sha256_of
 from tests.eval.report_runs import make_run, pictures
 from tests.eval.test_report import read
 
@@ -75,6 +75,39 @@ def test_a_bare_file_of_predictions_is_scored_on_the_way(tmp_path: Path) -> None
     assert found["data"]["runs"][0]["scores"]["baselines"] and found["pictures-0"]["before"].startswith(
         "data:"
     )
+
+
+def test_other_references_are_scored_anew_and_pictures_found_by_the_images_name(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "a")
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    told = [
+        {
+            "uid": f"{row['uid']}.png",
+            "change_caption": [f"{row['pred']} indeed"],
+            "change_flag": row["change_flag"],
+        }
+        for row in rows
+    ]
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    words = ["report", str(folder), "--no-meteor", "--references", str(tmp_path / "told.json")]
+    assert main(words) == 0
+    found = read(folder / "report.html")
+    run = found["data"]["runs"][0]
+    assert run["scores"]["references_sha256"] == sha256_of(
+        {row["uid"]: row["change_caption"] for row in told}
+    )
+    assert run["scores"]["baselines"] and found["pictures-0"]["before"] is not None
+    assert [found[f"pictures-{i}"]["maps"][0] is not None for i in range(3)] == [True, True, False]
+
+
+def test_a_run_that_passed_over_a_pair_is_reported(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "a")
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    lost = {key: value for key, value in rows[-1].items() if key != "pred"} | {"error": "cut short"}
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[:-1], lost]))
+    (folder / "metrics.json").unlink()
+    assert main(["report", str(folder), "--no-meteor", "--root", str(tmp_path / "data")]) == 0
+    assert len(read(folder / "report.html")["data"]["pairs"]) == 7
 
 
 def test_scores_of_other_predictions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llava.errors import DataError
 from llava.eval import predictions as module
-from llava.eval.predictions import join, read_predictions, read_references, same_references
+from llava.eval.predictions import References, join, read_predictions, read_references, same_references
 
 SAME = ["nothing has changed", "there is no difference"]
 ROADS = ["a road appears", "a road is built"]
@@ -117,6 +117,10 @@ def test_repeats_are_kept_aside_and_failures_named(tmp_path):
         join(found)
     assert join(found, missing="empty").predictions == {"a": "x", "b": ""}
     assert join(found, missing="skip").num_left_out == 1
+    passed = join(found, pass_failed=True)  # for a report of what a run has done
+    assert passed.predictions == {"a": "x"} and passed.num_left_out == 1
+    with pytest.raises(DataError, match="no prediction"):  # c is not what the run speaks of
+        join(found, References(path, {"a": ROADS, "b": SAME, "c": SAME}), pass_failed=True)
 
 
 def test_levir_cc_gives_one_split(tmp_path):
