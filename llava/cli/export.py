@@ -43,42 +43,44 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from llava.captioner import load_model, load_processor, resolve_model
+    from llava.data.whole_file import whole_folder
     from llava.errors import CheckpointError
     from llava.model.checkpoint import export_release
     from llava.model.delta_vlm.checkpoint import is_delta_vlm
 
     logging.disable_progress_bar()
     source = resolve_model(args.model)
-    if (args.folder / "config.json").exists():
-        raise CheckpointError(f"{args.folder} already holds a model; give another folder")
+    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
+        raise CheckpointError(f"{args.folder} is there already and not empty; give another folder")
     if is_delta_vlm(source):
         return _export_delta_vlm(source, args)
     processor = load_processor(source)
     model = load_model(source, dtype=args.dtype or "auto")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    if args.layout == "release":
-        processor.tokenizer.save_pretrained(args.folder)
-        export_release(model, args.folder)
-    else:
-        processor.save_pretrained(args.folder)
-        model.save_pretrained(args.folder)
+    with whole_folder(args.folder) as part:
+        if args.layout == "release":
+            processor.tokenizer.save_pretrained(part)
+            export_release(model, part)
+        else:
+            processor.save_pretrained(part)
+            model.save_pretrained(part)
     print(args.folder)
     return 0
 
 
 def _export_delta_vlm(source: str, args: argparse.Namespace) -> int:
+    from llava.data.whole_file import whole_folder
     from llava.model.delta_vlm.conversion import export_release
     from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
     from llava.model.delta_vlm.processing import DeltaVLMProcessor
 
     processor = DeltaVLMProcessor.from_pretrained(source)
     model = DeltaVLMForConditionalGeneration.from_pretrained(source, dtype=args.dtype or "auto")
-    args.folder.mkdir(parents=True, exist_ok=True)
     if args.layout == "release":
         file = args.folder / "checkpoint_best.pth"
         print(export_release(model, file, caption_question=processor.caption_question))
         return 0
-    processor.save_pretrained(args.folder)
-    model.save_pretrained(args.folder, whole=True)
+    with whole_folder(args.folder) as part:
+        processor.save_pretrained(part)
+        model.save_pretrained(part, whole=True)
     print(args.folder)
     return 0

@@ -1,6 +1,8 @@
-"""A small file that is written whole or not at all."""
+"""A small file, or a folder, that is written whole or not at all."""
 
 import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from llava.errors import DataError
@@ -21,3 +23,19 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # nothing was begun, say
             part.unlink()
         raise DataError(f"{path} cannot be written ({error})") from error
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when the block ends, and only then; `folder` is not there yet, or
+    empty."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.is_dir():
+            folder.rmdir()
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -553,6 +553,8 @@ def release_fields(config: ChangeVLMConfig) -> dict[str, Any]:
         )
     text = config.text_config.to_dict()
     rope = text.pop("rope_parameters", None) or {}
+    if (scaled := rope.get("rope_type", "default")) != "default":
+        raise CheckpointError(f"the release's layout has no rotary frequencies of type {scaled!r}")
     entries = config.vision_config.num_hidden_layers + 1
     layers = [layer - entries for layer in config.vision_layers]
     fused = config.fusion is not None

@@ -38,7 +38,7 @@ def test_an_exported_model_answers_alike(
         texts = [c.caption(*random_pair(seed), max_new_tokens=6).text for c in (before, after)]
         assert texts[0] == texts[1]
     assert main(["export", str(model), str(target), "--layout", layout]) == 1
-    assert "already holds a model" in capsys.readouterr().err
+    assert "is there already and not empty" in capsys.readouterr().err
 
 
 def test_info_of_a_model_counts_its_parts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

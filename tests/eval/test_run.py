@@ -12,6 +12,7 @@ import torch
 
 from llava.captioner import ChangeCaptioner
 from llava.data.record import Record
+from llava.data.results import ResultFile
 from llava.errors import ConfigError, DataError, ImageError
 from llava.eval.run import EvalSettings, evaluate, run_evaluation
 from llava.generation import Generation
@@ -226,3 +227,18 @@ def test_what_cannot_be_scored_is_refused_before_a_caption_is_made(
         evaluate(captioner, [], tmp_path, None, EvalSettings(**QUIET))
     with pytest.raises(ConfigError, match="batch_size=0"):
         EvalSettings(batch_size=0)
+
+
+def test_a_running_evaluation_keeps_its_files(
+    folder: Path, captioner: ChangeCaptioner, tmp_path: Path
+) -> None:
+    """Another one that is to overwrite them, started again by a queue, finds the folder taken."""
+    run_evaluation(captioner, records(), folder, tmp_path, EvalSettings(**QUIET))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert "predictions.jsonl" in before and "metrics.json" in before
+    with ResultFile(tmp_path / "predictions.rank0.jsonl", {"of": "the first"}) as running:
+        running.append([{"uid": "a", "pred": "x"}])
+        with pytest.raises(DataError, match="is being written by another run"):
+            run_evaluation(captioner, records(), folder, tmp_path, EvalSettings(**QUIET, overwrite=True))
+        assert (tmp_path / "predictions.rank0.jsonl").stat().st_size > 0
+    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())

@@ -347,6 +347,11 @@ def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             export_release(model, tmp_path / "out")
     baseline, _ = tiny_model(fusion=False)
+    scaled = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    baseline.config.text_config.rope_parameters, kept = scaled, baseline.config.text_config.rope_parameters
+    with pytest.raises(CheckpointError, match="rotary frequencies of type 'yarn'"):
+        export_release(baseline, tmp_path / "out")
+    baseline.config.text_config.rope_parameters = kept
     export_release(baseline, tmp_path / "out")
     with pytest.raises(CheckpointError, match="already holds"):
         export_release(baseline, tmp_path / "out")

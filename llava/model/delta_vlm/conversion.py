@@ -1,9 +1,7 @@
 """A released file to a folder of ours, with the base models it was trained on, and back."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from llava.data.whole_file import whole_folder
 from llava.errors import CheckpointError, DownloadError
 from llava.model.checkpoint import check_weights
 from llava.model.delta_vlm.checkpoint import base_of, expected_shapes, held_by, lasting
@@ -97,7 +96,7 @@ def import_release(
     told = caption_question or asked.get("caption_question")
     if isinstance(told, str):
         processor.caption_question = told
-    with _aside(folder) as part:
+    with whole_folder(folder) as part:
         config.architectures = [DeltaVLMForConditionalGeneration.__name__]
         # for whoever asks for no other: the language model is too large for what the file's own values are in
         config.dtype = "bfloat16"
@@ -162,21 +161,6 @@ _ASKED = (
     "prompt_style", "qformer_text", "max_prompt_tokens", "max_answer_tokens", "max_qformer_tokens", "bos_token_id",
 )  # fmt: skip
 """Fields of `DeltaVLMConfig` that say how a model is asked, and that no weight tells."""
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder that takes its name only when it is whole."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.is_dir():
-            folder.rmdir()
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _tokenizers(
