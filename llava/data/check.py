@@ -427,9 +427,17 @@ def _is_file(path: str) -> bool:
 def _mode_of(path: str) -> str:
     try:
         with Image.open(path) as image:
-            return image.mode
+            # Pillow calls it RGB, and gives its high bytes, which may be all but black
+            deep = image.format == "PNG" and image.mode in ("RGB", "RGBA") and _png_bits(path) == 16
+            return f"{image.mode};16" if deep else image.mode
     except Exception:  # whatever it is, `load_image` says it better
         return ""
+
+
+def _png_bits(path: str) -> int:
+    """Bits of a sample, as the header of a PNG says."""
+    with Path(path).open("rb") as file:
+        return file.read(25)[24]
 
 
 def _inspect(path: str, mask: bool) -> Seen:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 import yaml
@@ -17,8 +18,9 @@ from llava import __version__, distributed
 from llava.config import plain
 from llava.data.collate import BranchCollator
 from llava.data.dataset import PairDataset
-from llava.data.mixture import SUFFIXES, load_mixture, unique
+from llava.data.mixture import SUFFIXES, Part, Records, load_mixture, unique
 from llava.data.record import Record, read_records
+from llava.data.table import open_records
 from llava.data.whole_file import write_whole
 from llava.errors import ConfigError, MissingDependencyError
 from llava.eval.generate import of_first_pairs
@@ -180,10 +182,11 @@ def records_of(run: TrainConfig) -> tuple[Sequence[Record], Path, str]:
     if run.data.suffix in SUFFIXES:
         mixture = load_mixture(run.data, run.root, seed=run.seed)
         return mixture.records, mixture.root, mixture.table()
-    records = read_records(run.data)
-    captions = sum(len(record.change_caption) for record in records)
-    talks = sum(bool(record.conversation) for record in records)
-    pairs = len({(record.img1_path, record.img2_path) for record in records})
+    held = open_records(run.data)  # of a long list, memory that all processes and workers share
+    records = Records([Part(held, range(len(held)))])
+    captions = int(records.lengths("change_caption").sum())
+    talks = int((records.lengths("conversation") > 0).sum())
+    pairs = len(np.unique(records.pair_codes()))
     told = f"{run.data}  {pairs} pairs  {captions} captions" + (f"  {talks} conversations" if talks else "")
     return records, run.image_root, told
 

@@ -1,6 +1,8 @@
 """The check finds every kind of fault once, by name, and nothing on clean data; leaks by pixels and by look."""
 
 import json
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,23 @@ def test_a_16_bit_and_a_one_bit_image_are_usable_but_told(folder: Folder):
     modes = sorted(finding.message.rpartition(": ")[2] for finding in report.findings)
     assert modes == ["mode 1, expected RGB", "mode I;16, expected RGB"]
     assert report.count("fault") == 0
+
+
+def test_colours_of_16_bits_are_told(folder: Folder):
+    """12-bit values in a 16-bit PNG are all but black by their high bytes, which Pillow takes for RGB."""
+    row = folder.pair("train.jsonl", 0)
+    pixels = np.arange(SIDE * SIDE * 3, dtype=">u2").reshape(SIDE, SIDE * 3) % 4096
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels.astype(">u2"))
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    body = part(b"IHDR", header) + part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+    (folder.path / row["img1_path"]).write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    folder.write()
+    report = check([folder.path / "train.jsonl"])
+    assert [f.message.rpartition(": ")[2] for f in report.findings] == ["mode RGB;16, expected RGB"]
 
 
 def test_a_mixture_is_checked_file_by_file(folder: Folder):
