@@ -6,8 +6,9 @@
 Which of the two an entry is, is told by its fields. Paths count from LEVIR-CC's folder `images`, which comes without
 them (`--images LEVIR-CC/images`). No entry says which of the six tasks it is. A test file of one task says it by its
 name (`..._test_count.json`); in any other file it is inferred (`llava.tasks.infer`), with the questions of the test
-files that lie beside it, and the question that the file asks most often as the caption question. Both can be given
-instead (`--task-question`, `--caption-question`). Answers to the caption question become captions, five a pair.
+files that lie beside it, and the question that the file asks most often as the caption question, if most of its
+answers have more than two words. Both can be given instead (`--task-question`, `--caption-question`). Answers to the
+caption question become captions, five a pair.
 
 The two training files hold the same rows, with places in another form: they are alternatives, so a folder gives
 `..._train.json` if it has both. The forms are as the project's description of the published files has them (hub data
@@ -16,7 +17,7 @@ set hlwu/changechat-105k), and as the authors' loader reads them (hanlinwu/Delta
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from llava.tasks.infer import infer_task, normalise_question
 _TRAIN = ("changechat_105k_train.json", "changechat_105k_train_loc.json")
 _TESTS = ("changechat_105k_test.json", *(f"changechat_105k_test_{task}.json" for task in TASK_NAMES[1:]))
 _OF_ONE_TASK = re.compile(rf"(?P<name>.*_test)(?:_(?P<task>{'|'.join(TASK_NAMES[1:])}))?")
+_WORD_OR_TWO = 2
 _FIXED = ("binary", "count", "loc")
 """Tasks that ask one question, or few."""
 
@@ -108,11 +110,28 @@ def _tasks_of(path: Path, options: Options) -> _Tasks:
         return _Tasks(known=known, caption_question=options.caption_question)
     most = _questions(path).most_common(2)
     often = most and most[0][1] > 1 and (len(most) == 1 or most[0][1] > most[1][1])
-    return _Tasks(known=known, caption_question=most[0][0] if often else None)
+    captions = bool(often) and _in_sentences(path, most[0][0])
+    return _Tasks(known=known, caption_question=most[0][0] if captions else None)
+
+
+def _in_sentences(path: Path, question: str) -> bool:
+    """Whether most answers to a question have the length of a caption: those of an excerpt that asks whether anything
+    changed, over and over, do not."""
+    answers = [
+        asked[0][1]
+        for asked in _rounds(path)
+        if len(asked) == 1 and normalise_question(asked[0][0]) == question
+    ]
+    return sum(len(answer.split()) > _WORD_OR_TWO for answer in answers) * 2 > len(answers)
 
 
 def _questions(path: Path) -> "Counter[str]":
     """How often a file asks each question, in the form of `normalise_question`; dialogues are left out."""
+    return Counter(normalise_question(asked[0][0]) for asked in _rounds(path) if len(asked) == 1)
+
+
+def _rounds(path: Path) -> Iterator[Sequence[tuple[str, str]]]:
+    """The rounds of each entry of a file."""
 
     def make(entry: Entry) -> Item:
         return from_entry(entry, "x")
@@ -120,8 +139,7 @@ def _questions(path: Path) -> "Counter[str]":
     items = each(
         entries(path), make, Options(faults=Faults(skip=True))
     )  # faults are told where the file is converted
-    rounds = (item.record.conversation for item in items)
-    return Counter(normalise_question(asked[0][0]) for asked in rounds if len(asked) == 1)
+    return (item.record.conversation for item in items)
 
 
 def _conversation(entry: Entry, uid: str, tasks: _Tasks) -> Record:

@@ -107,6 +107,19 @@ def test_what_captions_answer_gets_a_file_for_training(
     assert not out.exists() and not (tmp_path / "none.txt").exists()
 
 
+def test_an_excerpt_of_yes_and_no_holds_no_captions(chat: Path, tmp_path: Path):
+    """Its only question is its most frequent one."""
+    rows = json.loads((chat / "changechat_105k_train.json").read_text())
+    kept = [row for row in rows if row["conversations"][1]["value"] in ("Yes", "No")]
+    kept = [row for row in kept if len(row["conversations"]) == 2]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(kept))
+    found = list(read("changechat", path))
+    assert len(found) == 10 and {item.record.task for item in found} == {"open"}
+    asked = Options(task_questions={TASKS["binary"].question: "binary"})
+    assert {item.record.task for item in read("changechat", path, asked)} == {"binary"}
+
+
 def test_a_question_asked_no_more_often_than_others_is_not_the_one_for_captions(chat: Path, tmp_path: Path):
     rows = json.loads((chat / "changechat_105k_train.json").read_text())
     path = tmp_path / "changechat_105k_train.json"
