@@ -33,7 +33,7 @@ first steps:
   llava caption before.png after.png          what changed, by the small model that ships with the package
   llava caption before/ after/ --out out.jsonl    every pair of two folders, resumable
   llava chat before.png after.png             ask about one pair
-  llava train --config scripts/configs/tiny.yaml  train, fine-tune, in stages, on one or many devices
+  llava train --config scripts/configs/deltavlm.yaml   train, fine-tune, in stages, on one or many devices
   llava eval --data test.jsonl --out runs/a       caption a set and score it; `llava score` for anybody's captions
   llava download --list                       larger models, their results and licences
 

@@ -14,7 +14,7 @@ same command; the best and the last checkpoint are kept, and the model to use li
 
 EXAMPLES = """\
 examples:
-  python -m llava.train --config scripts/configs/tiny.yaml                         one process
+  python -m llava.train --config scripts/configs/deltavlm.yaml                     one process
   torchrun --nproc_per_node 8 -m llava.train --config scripts/configs/ccexpert_0.5b.yaml --stage sft
   torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint first-node:29500 \\
       -m llava.train --config scripts/configs/ccexpert_7b.yaml --stage sft                   on both nodes
@@ -70,17 +70,21 @@ def add_parser(commands: Any) -> None:
 
 
 def as_settings(arguments: list[str]) -> list[str]:
-    """`--key value` and `--key=value` of unknown options as `key=value`, by which the habits of other trainers work."""
+    """`--key value` and `--key=value` of unknown options as `key=value`, by which the habits of other trainers work;
+    behind the options, for argparse takes them in one piece."""
     known = {"--config", "--stage", "--chained", "--list-stages", "--dry-run", "--processes", "--help", "-h"}
     takes = {"--config", "--stage", "--processes"}
     found: list[str] = []
+    options: list[str] = []
     rest = iter(arguments)
     for word in rest:
         name, sign, _ = word.partition("=")
-        if not word.startswith("--") or name in known:
-            found.append(word)
+        if name in known:
+            options.append(word)
             if name in takes and not sign:
-                found.extend([value for value in [next(rest, None)] if value is not None])
+                options.extend([value for value in [next(rest, None)] if value is not None])
+        elif not word.startswith("--"):
+            found.append(word)
         elif sign:
             found.append(word[2:])
         else:
@@ -88,7 +92,7 @@ def as_settings(arguments: list[str]) -> list[str]:
             if value is None or value.startswith("--"):
                 raise ConfigError(f"{word} needs a value: {word} VALUE, or {word[2:]}=VALUE")
             found.append(f"{word[2:]}={value}")
-    return found
+    return options + found
 
 
 def run(args: argparse.Namespace) -> int:

@@ -391,13 +391,20 @@ class TrainConfig:
         Raises:
             ConfigError: see `from_dict`; no such stage, or none named of several.
         """
-        fields = override(read_yaml(path), overrides)
+        fields = read_yaml(path)
         stages = fields.pop("stages", None)
+        for_all = [text for text in overrides if _field(text) != "stages"]
+        for_one = [text for text in overrides if _field(text) == "stages"]
+        names = [] if stages is None else _checked(stages, path)
+        for text in for_one:
+            if ((named := _words(text)[1:2]) and named[0] not in names) or len(_words(text)) < 3:
+                known = f"stages.NAME.key=value, of {', '.join(names)}" if names else "it has none"
+                raise ConfigError(f"setting {text!r} is for no stage of {path}: {known}")
+        fields = override(fields, for_all)
         if stages is None:
             if stage is not None:
                 raise ConfigError(f"{path} has no stages, and so no {stage!r}")
             return cls.from_dict(fields, str(path))
-        names = _checked(stages, path)
         if stage is None and len(names) > 1:
             raise ConfigError(f"{path} has several stages; name one: --stage {' | '.join(names)}")
         stage = names[0] if stage is None else stage
@@ -411,10 +418,18 @@ class TrainConfig:
             chain |= {"model": str(out / before), "fusion": "keep", "vision_layers": None}
         elif chained:
             raise ConfigError(f"{path}: stage {stage!r} is the first, there is none before it to start from")
-        # what is said on the command line stands above what the stage says; `output_dir` is that of all stages
+        # what is said on the command line stands above what the stage says; `output_dir` is that of all stages, and a
+        # part of a section is for stages that have it
         kept = ("stage", "output_dir", *(_START if chained else ()))
-        said = [text for text in overrides if _field(text) not in (*kept, "stages")]
-        return cls.from_dict(override(fields | chain | own, said), f"{path}, stage {stage}")
+        without = [name for name, value in own.items() if value is None]
+        said = [text for text in for_all if _field(text) not in kept]
+        said = [text for text in said if len(_words(text)) == 1 or _field(text) not in without]
+        mine = [
+            text.strip().lstrip("-").removeprefix(f"stages.{stage}.")
+            for text in for_one
+            if _words(text)[1] == stage
+        ]
+        return cls.from_dict(override(fields | chain | own, [*said, *mine]), f"{path}, stage {stage}")
 
     def to_yaml(self) -> str:
         """As read by `from_yaml`."""
@@ -436,9 +451,14 @@ _START = ("model", "fusion", "vision_layers")
 """Fields that say what a run starts from."""
 
 
+def _words(setting: str) -> list[str]:
+    """What a setting sets, from the top down."""
+    return setting.partition("=")[0].strip().lstrip("-").split(".")
+
+
 def _field(setting: str) -> str:
     """The field at the top of what a setting sets."""
-    return setting.partition("=")[0].strip().lstrip("-").split(".")[0]
+    return _words(setting)[0]
 
 
 def _checked(stages: Any, path: Path) -> list[str]:

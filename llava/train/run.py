@@ -377,6 +377,13 @@ def _open(run: TrainConfig, processes: int, sharding: str) -> Path | None:
         _clear(out)
     clear_broken(out)
     checkpoint = choose(out, run.resume_from_checkpoint, processes, sharding)
+    if checkpoint is None and run.resume_from_checkpoint == "auto" and (out / FINISHED).is_file():
+        held = yaml.safe_load(before.read_text(encoding="utf-8")) if before.is_file() else {}
+        if changed := changed_fields(held, run.to_dict(), ("resume_from_checkpoint",)):
+            raise ConfigError(
+                f"{out} holds a model whose run has ended, with other settings ({'; '.join(changed)}), and no "
+                "checkpoint to go on from. Give another output_dir, or resume_from_checkpoint=never to throw it away"
+            )
     (out / FINISHED).unlink(missing_ok=True)
     write_whole(before, run.to_yaml().encode())
     remember_data(run)
@@ -397,7 +404,7 @@ def finished(run: TrainConfig) -> bool:
     if not (run.output_dir / FINISHED).is_file() or not config.is_file():
         return False
     held = yaml.safe_load(config.read_text(encoding="utf-8"))
-    changed = changed_fields(held, run.to_dict(), ("resume_from_checkpoint", "logging_steps", "report_to"))
+    changed = changed_fields(held, run.to_dict(), set(MAY_CHANGE) - {"evaluation", "model"})
     return not changed and not changed_data(run)
 
 

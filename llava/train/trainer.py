@@ -17,7 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llava import distributed
 from llava.data.record import Record
@@ -186,7 +193,7 @@ class ChangeTrainer(Trainer):
         shape = partial(
             epoch_cosine,
             warmup=self.args.get_warmup_steps(num_training_steps),
-            per_epoch=math.ceil(num_training_steps / epochs),
+            per_epoch=max(1, math.floor(num_training_steps / epochs)),
             epochs=math.ceil(epochs),
         )
         wrapped = self.optimizer if optimizer is None else optimizer
@@ -316,6 +323,9 @@ class ChangeTrainer(Trainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(out / f"checkpoint-{self.state.best_global_step}")
 
+        for callback in self._patience():
+            cast(Any, self.state.stateful_callbacks)[type(callback).__name__] = callback.state()
+
         def save() -> None:
             part = folder / f"{TRAINER_STATE}.part"
             self.state.save_to_json(str(part))
@@ -335,6 +345,9 @@ class ChangeTrainer(Trainer):
         _barrier()
         distributed.on_main(finish, "a whole checkpoint", _PATIENCE)
         _barrier()
+
+    def _patience(self) -> list[EarlyStoppingCallback]:
+        return [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
 
     def _rotate(self, out: Path) -> None:
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -390,6 +403,12 @@ class ChangeTrainer(Trainer):
         """What is kept of a checkpoint beside the Trainer's own files."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         self._saved = state.global_step
+        for callback in self._patience():  # transformers would count anew
+            kept = cast(Any, state.stateful_callbacks).get(type(callback).__name__)
+            if isinstance(kept, dict):
+                callback.early_stopping_patience_counter = kept["attributes"][
+                    "early_stopping_patience_counter"
+                ]
         if self.auxiliary is not None:
             kept = torch.load(checkpoint / _AUXILIARY, map_location="cpu", weights_only=True)
             self.auxiliary.load_state(kept)

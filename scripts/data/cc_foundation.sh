@@ -43,16 +43,17 @@ say() { echo "cc_foundation.sh: $*" >&2; }
 mkdir -p "$data"
 images() { # FOLDER below RAW: as records name it, from DATA_ROOT on, or by its full path where it lies elsewhere
   local there base
-  there=$(cd "$raw/$1" && pwd)
+  there=$(cd "$raw/$1" && pwd) || return
   base=$(cd "$data" && pwd)
   echo "${there#"$base"/}"
 }
 
 convert() { # NAME SOURCE FOLDER LIST [options]: one list, unless it is there
-  local name=$1 source=$2 folder=$3 list=$data/$4
+  local name=$1 source=$2 folder=$3 list=$data/$4 prefix
   shift 4
   [[ -f $list || ! -e $raw/$source ]] && return
-  "$llava" data convert "$name" "$raw/$source" --out "$list" --images "$(images "$folder")" --skip-faults "$@"
+  prefix=$(images "$folder") # without it the list would name no folder, and be kept
+  "$llava" data convert "$name" "$raw/$source" --out "$list" --images "$prefix" --skip-faults "$@"
 }
 
 release() { # LIST NAME...: one list of CC-Foundation's own files, if they are all there

@@ -13,11 +13,13 @@ usage: scripts/train/run.sh CONFIG [key=value ...] [--dry-run]
 
 A stage that has ended before is passed over; one that was broken off goes on. SIGTERM and Ctrl-C save a checkpoint first.
 Settings hold for all stages; stages.NAME.key=value is for one; model, fusion and vision_layers are for the first, from
-which the later ones go on. Relative paths count from where the command is given.
+which the later ones go on. CONFIG and the folders and files of the environment count from where the command is given,
+paths in settings from the project's folder.
 
 environment:
   DATA_ROOT       folder of the data (default: data in this project)
   OUT             folder of the run (default: as in CONFIG)
+  MIXTURE         another mixture, where CONFIG asks for one
   NPROC           processes on each machine (default: the visible GPUs, or 1)
   STAGES          which stages, in this order (default: all of CONFIG)
   NNODES          machines (default: 1); they share OUT. With more than one, either
@@ -47,10 +49,12 @@ leave() { # signal, status
 
 stage() {
   local status=0
+  ((left == 0)) || exit "$left" # told to leave while nothing ran that could have been told
   set -m # a process group of its own: a signal of the terminal comes to it once, from here
   "${launch[@]}" "$@" </dev/null &
   child=$!
   set +m
+  ((left == 0)) || kill -s TERM "$child" 2>/dev/null || true # it came before there was a child
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
     status=0
@@ -73,6 +77,7 @@ main() { # read whole before it begins: the file may change while a training run
   [[ -f $config ]] || fail "there is no config $config"
   if [[ -n ${DATA_ROOT:-} ]]; then export DATA_ROOT && DATA_ROOT=$(from_here "$DATA_ROOT"); fi
   if [[ -n ${OUT:-} ]]; then export OUT && OUT=$(from_here "$OUT"); fi
+  if [[ -n ${MIXTURE:-} ]]; then export MIXTURE && MIXTURE=$(from_here "$MIXTURE"); fi
   cd "$root" # configs name scripts/... from here
 
   dry=no

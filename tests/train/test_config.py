@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llava.assets import tiny_train_yaml
+from llava.cli.train import as_settings
 from llava.config import build, read_yaml
 from llava.errors import ConfigError
 from llava.train.config import Assembly, TrainConfig, stage_names
@@ -91,6 +93,47 @@ def test_the_command_line_stands_above_the_stage_and_never_breaks_the_chain(stag
     assert TrainConfig.from_yaml(staged, ["stages.sft.model=there"], stage="sft").model == "there"
     with pytest.raises(ConfigError, match="'alignment' is the first"):
         TrainConfig.from_yaml(staged, said, stage="alignment", chained=True)
+
+
+def test_a_setting_reaches_into_a_section_of_one_stage_or_of_those_that_have_it(staged: Path, tmp_path: Path):
+    path = tmp_path / "lora.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            FIELDS
+            | {"output_dir": "out", "part_learning_rate": {"tower": 2e-6}, "adapter": {"kind": "lora"}}
+            | {"stages": {"alignment": {"adapter": None}, "sft": {"learning_rate": 1e-5}}}
+        )
+    )
+    said = ["stages.sft.part_learning_rate.fusion=5e-6", "adapter.kind=dora"]
+    first, last = (TrainConfig.from_yaml(path, said, stage=name) for name in ("alignment", "sft"))
+    assert first.part_learning_rate == {"tower": 2e-6} and first.adapter is None
+    assert last.part_learning_rate == {"tower": 2e-6, "fusion": 5e-6}
+    assert last.adapter is not None and last.adapter.kind == "dora"
+    said = ["learning_rate=1", "--stages.sft.learning_rate=3"]
+    assert TrainConfig.from_yaml(path, said, stage="sft").learning_rate == 3  # what is said of it alone
+    for setting in ("stages.stf.seed=1", "stages.sft=3"):
+        with pytest.raises(ConfigError, match=rf"'{setting}' is for no stage of .*of alignment, sft"):
+            TrainConfig.from_yaml(path, [setting], stage="sft")
+    (tmp_path / "flat.yaml").write_text("{model: a, data: b, output_dir: c}")
+    with pytest.raises(ConfigError, match=r"is for no stage of .*it has none"):
+        TrainConfig.from_yaml(tmp_path / "flat.yaml", ["stages.sft.seed=1"])
+
+
+def test_options_and_settings_may_be_mixed():
+    said = [
+        "--config",
+        "c",
+        "--learning_rate",
+        "2e-5",
+        "--stage",
+        "sft",
+        "seed=1",
+        "--dry-run",
+        "--fusion=null",
+    ]
+    assert as_settings(said) == [
+        "--config", "c", "--stage", "sft", "--dry-run", "learning_rate=2e-5", "seed=1", "fusion=null",
+    ]  # fmt: skip
 
 
 def test_a_stage_that_is_run_alone_starts_from_what_is_said(staged: Path):

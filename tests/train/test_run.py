@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -509,6 +510,39 @@ def test_a_run_without_gain_ends_early(make_run: Make, run_folder: Path) -> None
     run = make_run(evaluation=evaluation, learning_rate=1e-12, max_steps=6)
     train(run)
     assert [row["step"] for row in logged(run) if "eval_BLEU-4" in row] == [1, 2, 3]
+
+
+def test_patience_that_is_used_up_is_not_given_again(
+    make_run: Make, run_folder: Path, stop_at: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = {
+        "data": run_folder / "data.json", "every": 1, "limit": 2, "max_new_tokens": 2, "patience": 3,
+        "metric": "BLEU-4",
+    }  # fmt: skip
+    run = make_run(evaluation=evaluation, learning_rate=1e-12, max_steps=8)
+    with monkeypatch.context():
+        stop_at(2, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(run)
+    monkeypatch.undo()
+    train(run)
+    assert [row["step"] for row in logged(run) if "eval_BLEU-4" in row] == [1, 2, 3, 4]
+
+
+def test_a_run_that_has_ended_is_not_begun_anew_by_what_changes_nothing(
+    make_run: Make, run_folder: Path
+) -> None:
+    run = make_run(max_steps=1)
+    train(run)
+    assert finished(make_run(max_steps=1, dataloader_num_workers=2))  # though it keeps no checkpoint
+    evaluation = {"data": run_folder / "data.json", "limit": 2}
+    other = make_run(max_steps=1, evaluation=evaluation)
+    assert not finished(other)
+    with pytest.raises(
+        ConfigError, match=r"holds a model whose run has ended, with other settings .*evaluation"
+    ):
+        train(other)
+    assert finished(run)
 
 
 @pytest.mark.parametrize(
