@@ -404,7 +404,7 @@ def finished(run: TrainConfig) -> bool:
     if not (run.output_dir / FINISHED).is_file() or not config.is_file():
         return False
     held = yaml.safe_load(config.read_text(encoding="utf-8"))
-    changed = changed_fields(held, run.to_dict(), set(MAY_CHANGE) - {"evaluation", "model"})
+    changed = changed_fields(held, run.to_dict(), set(MAY_CHANGE) - {"evaluation", "model", "deepspeed"})
     return not changed and not changed_data(run)
 
 
