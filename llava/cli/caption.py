@@ -1,6 +1,7 @@
 """`llava caption`: what changed, for one pair, two folders or a list of pairs."""
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.cli.model_options import add_model_options, load_captioner
-from llava.errors import ConfigError, DataError, ImageError, LlavaError
+from llava.errors import ConfigError, DataError, ImageError, LlavaError, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from llava.captioner import Answer, ChangeCaptioner, PairPixels
+    from llava.data.geotiff import Frame
     from llava.data.pairs import Pair
     from llava.data.results import ResultFile
+
+MAP_SUFFIXES = (".png", ".tif", ".tiff")
+"""What --save-map writes: a picture, or numbers."""
 
 DESCRIPTION = """\
 Say in words what changed between two images of one place, the earlier one first.
@@ -34,6 +39,7 @@ examples:
   llava caption before.tif after.tif --model ccexpert-0.5b --json
   llava caption before.png after.png --question "How many buildings were built?"
   llava caption before.png after.png --save-map where.png      the after image, coloured where it changed
+  llava caption before.tif after.tif --save-map where.tif      the same in numbers, for QGIS
   llava caption before/ after/ --out captions.jsonl            files of the same name (or name without suffix)
   llava caption --list pairs.csv --root data/ --out captions.jsonl --batch-size 32 --skip-errors
 
@@ -64,7 +70,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     one = parser.add_argument_group("one pair")
     one.add_argument("--json", action="store_true", help="print the answer with its numbers as JSON")
     one.add_argument(
-        "--save-map", metavar="PNG", type=Path, help="write the after image with the change coloured"
+        "--save-map",
+        metavar="FILE",
+        type=Path,
+        help="write where it changed: .png, the after image with the change coloured; .tif, numbers from 0 to 1 with "
+        "the pair's georeference",
     )
     many = parser.add_argument_group("many pairs")
     many.add_argument("--out", metavar="JSONL", type=Path, help="where the results go; needed for many pairs")
@@ -112,13 +122,13 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _one(args: argparse.Namespace) -> int:
-    from llava.data.images import load_pair
+    from llava.data.images import load_placed_pair
 
     if args.out is not None:
         raise ConfigError("--out is for two folders or --list; for one pair use --json, or > FILE")
-    if args.save_map is not None and not args.save_map.absolute().parent.is_dir():
-        raise DataError(f"--save-map {args.save_map}: there is no folder {args.save_map.absolute().parent}")
-    before, after = load_pair(args.before, args.after, allow_url=args.allow_url)
+    if args.save_map is not None:
+        _check_map(args.save_map)
+    before, after, frame = load_placed_pair(args.before, args.after, allow_url=args.allow_url)
     captioner = load_captioner(args, num_beams=args.num_beams)
     answer = captioner.ask(before, after, args.question, return_map=args.save_map is not None)
     if args.json:
@@ -127,21 +137,40 @@ def _one(args: argparse.Namespace) -> int:
         print(answer.text)
     if args.save_map is not None:  # last: what the model said is not lost to a full disk
         sys.stdout.flush()
-        _save_map(after, answer, args.save_map)
+        _save_map(after, frame, answer, args.save_map)
     return 0
 
 
-def _save_map(after: "Image.Image", answer: "Answer", path: Path) -> None:
+def _check_map(path: Path) -> None:
+    """Refuse a map that could not be written before the model is read."""
+    from llava.data.geotiff import has_rasterio
+
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"--save-map {path}: there is no folder {path.absolute().parent}")
+    if path.suffix.lower() not in MAP_SUFFIXES:
+        raise ConfigError(
+            f"--save-map {path}: end it in .png for a picture, or in .tif for numbers on the map"
+        )
+    if path.suffix.lower() != ".png" and not has_rasterio():
+        raise MissingDependencyError(
+            f'--save-map {path}: a GeoTIFF needs rasterio; install it with: pip install "llava[geo]"'
+        )
+
+
+def _save_map(after: "Image.Image", frame: "Frame", answer: "Answer", path: Path) -> None:
+    from llava.data.geotiff import write_geotiff
+    from llava.data.whole_file import write_whole
     from llava.model.change_map import overlay
 
     assert answer.map is not None
-    part = path.with_name(f"{path.name}.part")
-    try:
-        overlay(after, answer.map).save(part, format="PNG")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"--save-map {path}: cannot be written ({error})") from error
+    if path.suffix.lower() == ".png":
+        picture = io.BytesIO()
+        overlay(after, answer.map).save(picture, format="PNG")
+        write_whole(path, picture.getvalue())
+        return
+    if frame.grid is None:
+        print(f"{path}: has no georeference, since the images have none", file=sys.stderr)
+    write_geotiff(path, answer.map, frame)
 
 
 # --- many pairs -----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 DESCRIPTION = """\
-Draw pairs of the synthetic world: places seen from above at two dates, half of them changed, each with five
-captions and the whole truth. The same seed gives the same pixels on every machine.
+Draw pairs of the synthetic world: places seen from above at two dates, half of them changed (or --change-rate), each
+with five captions and the whole truth. The same seed gives the same pixels on every machine.
 
 The layouts tasks and changechat draw another world: roads and buildings appear, nothing else is a change (plants and
 water may come and go), and each pair is asked about in six ways: caption, changed or not, how many, where on a 3 x 3
@@ -43,6 +43,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument(f"--{split}", type=int, default=0, metavar="N", help=f"{split} pairs (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the world (default 0)")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default 256)")
+    parser.add_argument(
+        "--change-rate", type=float, default=0.5, metavar="R", help="share of changed pairs (default 0.5)"
+    )
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="records", help="what to write (default records)"
     )
@@ -80,7 +83,7 @@ def _preview(args: argparse.Namespace) -> int:
     from llava.synth.world import Changes
 
     changes: Changes = "built" if args.layout in ("tasks", "changechat") else "any"
-    world = World(seed=args.seed, size=args.size, changes=changes)
+    world = World(seed=args.seed, size=args.size, changes=changes, change_rate=args.change_rate)
     sheet = contact_sheet(world, args.count, start=args.start)
     part = args.preview.with_name(f"{args.preview.name}.part")
     try:
@@ -98,7 +101,7 @@ def _export(args: argparse.Namespace) -> int:
 
     counts = {split: getattr(args, split) for split in ("train", "val", "test")}
     workers = args.workers if args.workers is not None else min(os.cpu_count() or 1, 8)
-    options = {"seed": args.seed, "size": args.size, "workers": workers}
+    options = {"seed": args.seed, "size": args.size, "workers": workers, "change_rate": args.change_rate}
     if args.layout == "levir-cd":
         export.export_levir_cd(counts, args.out, buildings_only=args.buildings_only, **options)
     else:

@@ -1,7 +1,7 @@
-"""Deep and georeferenced rasters: read a GeoTIFF, lay it on another's grid, stretch it to 8 bits.
+"""Deep and georeferenced rasters: read a GeoTIFF, lay it on another's grid, stretch it to 8 bits; write a map.
 
-Legend: H, W image height and width; C bands. `Raster` and the stretch need numpy alone; reading a GeoTIFF
-needs rasterio (the extra `geo`), which is imported only then.
+Legend: H, W image height and width; C bands. `Raster` and the stretch need numpy alone; reading and writing a
+GeoTIFF need rasterio (the extra `geo`), which is imported only then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from llava.errors import ImageError, LlavaError, MissingDependencyError
+from llava.data.whole_file import write_whole
+from llava.errors import DataError, ImageError, LlavaError, MissingDependencyError
 
 MAX_SAMPLES = 4_000_000
 """Pixels of one image that decide its stretch; a larger image is sampled on a regular grid."""
@@ -45,6 +46,16 @@ class Grid:
             np.abs((own - others) * corners).reshape(2, 2, 3).sum(axis=-1)
         )  # [corner, axis], ground units
         return bool(shifts.max() <= 1e-3 * np.abs(own[:2]).sum())
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the pixels of a pair lie on the ground, and which of them both dates have measured."""
+
+    grid: Grid | None = None
+    """None: the images do not say."""
+    valid: np.ndarray | None = None
+    """[H, W] bool; None: all."""
 
 
 @dataclass
@@ -112,6 +123,57 @@ def to_8bit(raster: Raster, limits: np.ndarray | None) -> np.ndarray:
 def has_rasterio() -> bool:
     """Whether the extra `geo` is installed (nothing is imported)."""
     return importlib.util.find_spec("rasterio") is not None
+
+
+def write_geotiff(path: Path, values: np.ndarray, frame: Frame) -> None:
+    """Write a map of a pair, such as its change map, for a GIS: one band of float32, deflated.
+
+    Args:
+        path: the file; it is written whole or not at all.
+        values: [H, W].
+        frame: of the same pair, see `llava.data.images.load_placed_pair`. Where it is not valid the map is its nodata
+            value, not a number; without a grid the file is a plain TIFF.
+
+    Raises:
+        MissingDependencyError: rasterio is not installed.
+        DataError: it cannot be written, or the map is not of the frame's size.
+    """
+    try:
+        import rasterio
+        from rasterio.io import MemoryFile
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'{path}: a GeoTIFF needs rasterio to be written; install it with: pip install "llava[geo]"'
+        ) from error
+    grid, height, width = frame.grid, *values.shape
+    sizes = [(grid.height, grid.width)] if grid is not None else []
+    sizes += [frame.valid.shape] if frame.valid is not None else []
+    if any(size != (height, width) for size in sizes):
+        raise DataError(
+            f"{path}: the map is {width} x {height} pixels, its pair {sizes[0][1]} x {sizes[0][0]}"
+        )
+    band = values.astype(np.float32)
+    if frame.valid is not None:
+        band[~frame.valid] = np.nan
+    place = {} if grid is None else {"crs": grid.crs, "transform": grid.transform}
+    with MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with memory.open(
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=1,
+            dtype="float32",
+            nodata=np.nan,
+            tiled=True,
+            compress="deflate",
+            predictor=3,  # of floating-point numbers
+            bigtiff="if_safer",
+            **place,
+        ) as dataset:
+            dataset.write(band, 1)
+            dataset.set_band_description(1, "change")
+        write_whole(path, memory.read())
 
 
 def read_geotiff(

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from llava.data.geotiff import Raster, has_rasterio, read_geotiff, stretch_limits, to_8bit
+from llava.data.geotiff import Frame, Raster, has_rasterio, read_geotiff, stretch_limits, to_8bit
 from llava.errors import ImageError
 
 if TYPE_CHECKING:
@@ -116,6 +116,31 @@ def load_pair(
     Raises:
         ImageError: also when the footprints of two georeferenced images do not meet; the message has both.
     """
+    return _load_pair(before, after, allow_url, max_pixels, stretch, bands)[:2]
+
+
+def load_placed_pair(
+    before: ImageSource,
+    after: ImageSource,
+    *,
+    allow_url: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    stretch: tuple[float, float] = STRETCH,
+    bands: Sequence[int] | None = None,
+) -> tuple[Image.Image, Image.Image, Frame]:
+    """As `load_pair`, with where the pixels of `after`, and so of a map of the pair, lie on the ground."""
+    return _load_pair(before, after, allow_url, max_pixels, stretch, bands)
+
+
+def _load_pair(
+    before: ImageSource,
+    after: ImageSource,
+    allow_url: bool,
+    max_pixels: int,
+    stretch: tuple[float, float],
+    bands: Sequence[int] | None,
+) -> tuple[Image.Image, Image.Image, Frame]:
+    """What both public functions do; warnings name their caller."""
     first = _read(before, allow_url, max_pixels, bands, None)
     second = _read(after, allow_url, max_pixels, bands, first if isinstance(first, Raster) else None)
     rasters = [image for image in (first, second) if isinstance(image, Raster)]
@@ -123,7 +148,7 @@ def load_pair(
     if len(placed) == 1:
         warnings.warn(
             f"only {placed[0].name} is georeferenced: the pair is compared pixel by pixel, as it lies",
-            stacklevel=2,
+            stacklevel=3,
         )
     deep = [raster for raster in rasters if raster.deep]
     if len(deep) == 2 and deep[0].values.shape[-1] == deep[1].values.shape[-1]:
@@ -133,14 +158,26 @@ def load_pair(
         if deep:
             warnings.warn(
                 f"the two dates differ in kind: {deep[0].name} is stretched by itself",
-                stacklevel=2,
+                stacklevel=3,
             )
         pictures = (_to_picture(first, stretch), _to_picture(second, stretch))
     ratios = [picture.width / picture.height for picture in pictures]
     if max(ratios) / min(ratios) > ASPECT_TOLERANCE:
         sizes = " and ".join(f"{picture.width} x {picture.height}" for picture in pictures)
-        warnings.warn(f"the two dates differ in shape ({sizes} pixels): is it one place?", stacklevel=2)
-    return pictures
+        warnings.warn(f"the two dates differ in shape ({sizes} pixels): is it one place?", stacklevel=3)
+    return *pictures, _frame(first, second)
+
+
+def _frame(before: Image.Image | Raster, after: Image.Image | Raster) -> Frame:
+    """The frame of a map of `after`'s size; what is known of `before` alone holds where its size is the same."""
+
+    def size(image: Image.Image | Raster) -> tuple[int, ...]:  # (H, W)
+        return image.values.shape[:2] if isinstance(image, Raster) else (image.height, image.width)
+
+    known = [image for image in (before, after) if isinstance(image, Raster) and size(image) == size(after)]
+    grids = [raster.grid for raster in known if raster.grid is not None]
+    valid = [raster.valid for raster in known if raster.valid is not None]
+    return Frame(grids[0] if grids else None, np.logical_and.reduce(valid) if valid else None)
 
 
 def load_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:

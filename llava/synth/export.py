@@ -29,6 +29,8 @@ Layout = Literal["records", "tasks", "levir-cc", "levir-cd", "levir-mci", "chang
 MCI_GREY = np.array([0, 128, 255], dtype=np.uint8)
 """LEVIR-MCI's grey values of none, road, building."""
 
+_EVEN = 0.5
+"""The rate of change that a manifest does not name."""
 _MANIFEST = "synth.json"
 _CHUNK = 16
 
@@ -83,7 +85,13 @@ _ASKED = ("tasks", "changechat")
 
 
 def export_records(
-    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = 0.5,
 ) -> Path:
     """Our records: `SPLIT.jsonl` with paths relative to `folder`, images and masks under `images/SPLIT/{A,B,label}`.
 
@@ -93,22 +101,29 @@ def export_records(
         seed: of the world.
         size: side of the images in pixels.
         workers: processes to draw with; a script that asks for several needs the `__main__` guard.
+        change_rate: share of the pairs that changed, see `World`.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: an unknown split, a negative count, a size or seed the world does not take.
+        ConfigError: an unknown split, a negative count, a size, seed or rate that the world does not take.
         DataError: the folder holds another export, or cannot be written.
     """
-    return _export("records", counts, folder, seed, size, workers)
+    return _export("records", counts, folder, seed, size, workers, change_rate)
 
 
 def export_levir_cc(
-    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = 0.5,
 ) -> Path:
     """LEVIR-CC: `images/SPLIT/{A,B}/NAME.png` and `LevirCCcaptions.json`. See `export_records` for the arguments."""
-    return _export("levir-cc", counts, folder, seed, size, workers)
+    return _export("levir-cc", counts, folder, seed, size, workers, change_rate)
 
 
 def export_levir_cd(
@@ -118,6 +133,7 @@ def export_levir_cd(
     seed: int = 0,
     size: int = 256,
     workers: int = 1,
+    change_rate: float = 0.5,
     buildings_only: bool = False,
 ) -> Path:
     """LEVIR-CD: `SPLIT/{A,B,label}/NAME.png`, labels 0 / 255. See `export_records` for the other arguments.
@@ -126,39 +142,57 @@ def export_levir_cd(
         buildings_only: mark changes of buildings alone, as LEVIR-CD does, and not every change.
     """
     layout = "levir-cd-buildings" if buildings_only else "levir-cd"
-    return _export(layout, counts, folder, seed, size, workers)
+    return _export(layout, counts, folder, seed, size, workers, change_rate)
 
 
 def export_levir_mci(
-    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = 0.5,
 ) -> Path:
     """LEVIR-MCI: LEVIR-CC's layout with `label` (0 none, 128 road, 255 building, three equal channels) and `label_rgb`.
 
     See `export_records` for the arguments.
     """
-    return _export("levir-mci", counts, folder, seed, size, workers)
+    return _export("levir-mci", counts, folder, seed, size, workers, change_rate)
 
 
 def export_tasks(
-    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = 0.5,
 ) -> Path:
     """Our records of six tasks about pairs in which roads and buildings appear (`World(changes="built")`).
 
     `SPLIT.jsonl` holds all records of a split, `test_TASK.jsonl` those of one task; images and labels (LEVIR-MCI's
     grey levels) are under `images/SPLIT/{A,B,label}`. See `export_records` for the arguments.
     """
-    return _export("tasks", counts, folder, seed, size, workers)
+    return _export("tasks", counts, folder, seed, size, workers, change_rate)
 
 
 def export_changechat(
-    counts: Mapping[str, int], folder: str | Path, *, seed: int = 0, size: int = 256, workers: int = 1
+    counts: Mapping[str, int],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = 0.5,
 ) -> Path:
     """The pairs of `export_tasks` as ChangeChat-105k: its eight files, and LEVIR-CC's captions of all splits.
 
     No file asks about validation pairs, as published; their captions are in `LevirCCcaptions.json`. See
     `export_records` for the arguments.
     """
-    return _export("changechat", counts, folder, seed, size, workers)
+    return _export("changechat", counts, folder, seed, size, workers, change_rate)
 
 
 @dataclass(frozen=True)
@@ -177,7 +211,13 @@ def _name(split: str, index: int) -> str:
 
 
 def _export(
-    layout: str, counts: Mapping[str, int], folder: str | Path, seed: int, size: int, workers: int
+    layout: str,
+    counts: Mapping[str, int],
+    folder: str | Path,
+    seed: int,
+    size: int,
+    workers: int,
+    change_rate: float,
 ) -> Path:
     folder = Path(folder)
     pick(_FILES, layout, what="synth layout")
@@ -196,10 +236,14 @@ def _export(
         raise ConfigError(
             f"size={size} must be at least {LEAST_SIZE} for layout {layout!r}: objects would merge"
         )
-    worlds = {split: World(seed, split, size, changes) for split in SPLITS if split in wanted}
-    version = {"world": VERSION} | ({"built": built.VERSION} if layout in _ASKED else {})
+    worlds = {split: World(seed, split, size, changes, change_rate) for split in SPLITS if split in wanted}
+    run = {"layout": layout, "seed": seed, "size": size, "world": VERSION}
+    if layout in _ASKED:
+        run["built"] = built.VERSION
+    if change_rate != _EVEN:
+        run["change_rate"] = change_rate
     try:
-        _claim(folder, {"layout": layout, "seed": seed, "size": size, **version}, wanted)
+        _claim(folder, run, wanted)
         jobs = [
             _Job(layout, folder, world, start, min(start + _CHUNK, wanted[split]))
             for split, world in worlds.items()
@@ -231,8 +275,10 @@ def _claim(folder: Path, run: dict[str, Any], counts: dict[str, int]) -> None:
         except (ValueError, KeyError, AttributeError) as error:
             raise DataError(f"{manifest} is damaged ({error}); delete the folder and export again") from error
         if found != run:
-            changed = ", ".join(f"{key}={found.get(key)!r} there, {value!r} now" for key, value in run.items()
-                                if found.get(key) != value)  # fmt: skip
+            even = {"change_rate": _EVEN}
+            there, now = even | found, even | run
+            changed = ", ".join(f"{key}={there.get(key)!r} there, {now.get(key)!r} now" for key in there | now
+                                if there.get(key) != now.get(key))  # fmt: skip
             raise DataError(f"{folder} holds another export ({changed}); export to an empty folder")
         if any(counts.get(split, 0) < count for split, count in before.items()):
             raise DataError(

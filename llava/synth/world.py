@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -123,7 +125,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class World:
-    """All pairs of one seed and split. `pair(i)` depends on (seed, split, size, i) and nothing else.
+    """All pairs of one seed, split and rate of change. `pair(i)` depends on these, the size and i, and nothing else.
 
     The same number at another size shows the same place, changes and captions.
 
@@ -133,12 +135,15 @@ class World:
         size: side of the images in pixels, 32 .. 4096.
         changes: "any" kind, or "built": roads and buildings appear, and nothing else is a change, though plants and
             water may come and go; `Pair.change_mask` is then the whole truth.
+        change_rate: share of the pairs that changed, 0 .. 1, to six digits. Changed and unchanged pairs are spread
+            evenly: the first n pairs hold n times the rate, less than one pair more or less.
     """
 
     seed: int = 0
     split: Split = "train"
     size: int = 256
     changes: Changes = "any"
+    change_rate: float = 0.5
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -149,12 +154,15 @@ class World:
             raise ConfigError(f"synth size {self.size} is not within {SIZES[0]} .. {SIZES[1]} pixels")
         if self.seed < 0:
             raise ConfigError(f"synth seed {self.seed} is negative; take a whole number >= 0")
+        if not 0 <= self.change_rate <= 1:
+            raise ConfigError(
+                f"synth change_rate {self.change_rate} is not within 0 .. 1, the share of changed pairs"
+            )
 
     def changed(self, index: int) -> bool:
-        """Whether pair `index` shows a change: exactly one of the pairs 2 k and 2 k + 1 does."""
-        seed, split, _ = self._key(index)
-        coin = Dice(seed, split, index // 2, 1).below(2)
-        return (index + coin) % 2 == 0
+        """Whether pair `index` shows a change: at the default rate exactly one of the pairs 2 k and 2 k + 1 does."""
+        rare, _ = self._rarer(index)
+        return rare == (self.change_rate <= 0.5)
 
     def uid(self, index: int) -> str:
         """Name of pair `index`."""
@@ -219,14 +227,34 @@ class World:
             raise ConfigError(f"pair {index} does not exist: numbers start at 0")
         return self.seed, SPLITS.index(self.split), index
 
+    def _rarer(self, index: int) -> tuple[bool, int]:
+        """Whether pair `index` is of the rarer kind, changed or unchanged, and how many before it are.
+
+        Each of its pairs has a stretch of numbers of its own, 1 / rate long, and lies anywhere in it.
+        """
+        seed, split, _ = self._key(index)
+        rate = Fraction(self.change_rate).limit_denominator(10**6)
+        rate = min(rate, 1 - rate)
+        if not rate:
+            return False, 0
+        turn = int(index * rate)
+        start, stop = ceil(turn / rate), ceil((turn + 1) / rate)
+        place = start + Dice(seed, split, turn, 1).below(stop - start)
+        return index == place, turn + (place < index)
+
     def _built(self, index: int) -> tuple[Recipe, int] | None:
         """What is built in pair `index`, and where: every recipe and every cell has its turn."""
         if self.changes == "any":
             return None
         seed, split, _ = self._key(index)
+        rare, before = self._rarer(index)
+        if rare != (self.change_rate <= 0.5):  # nothing is built
+            before = index // 2
+        elif not rare:
+            before = index - before
         chosen = []
         for stream, choices in ((10, range(len(RECIPES))), (11, CELLS)):
-            turn, place = divmod(index // 2, len(choices))
+            turn, place = divmod(before, len(choices))
             chosen.append(Dice(seed, split, turn, stream).shuffled(choices)[place])
         return RECIPES[chosen[0]], chosen[1]
 

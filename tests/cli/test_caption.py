@@ -98,6 +98,39 @@ def test_json_and_map(caption: Run, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(tmp_path.glob("*.part")) == []
 
 
+def test_the_map_of_geotiffs_lies_where_they_lie(
+    caption: Run, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
+    pair = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for path, image in zip(pair, random_pair(0), strict=True):
+        bands = np.asarray(image.resize((70, 70))).transpose(2, 0, 1)
+        with rasterio.open(
+            path, "w", "GTiff", 70, 70, 3, crs="EPSG:32650", transform=place, dtype="uint8"
+        ) as file:
+            file.write(bands)
+    assert caption(*pair, "--save-map", tmp_path / "map.tif") == 0
+    with rasterio.open(tmp_path / "map.tif") as drawn:
+        assert (drawn.crs.to_epsg(), drawn.transform, drawn.dtypes) == (32650, place, ("float32",))
+        expected = ChangeCaptioner.from_pretrained(model, device="cpu").change_map(*map(str, pair))
+        assert np.array_equal(drawn.read(1), expected) and expected.std() > 0
+    assert capsys.readouterr().err == ""
+    before, after = draw_pairs(tmp_path, 1)
+    assert caption(before / "0.png", after / "0.png", "--save-map", tmp_path / "plain.tif") == 0
+    assert "plain.tif: has no georeference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map"])
+def test_a_map_of_another_kind_is_refused_before_the_model_is_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = draw_pairs(tmp_path, 1)
+    words = ["caption", str(before / "0.png"), str(after / "0.png"), "--model", str(tmp_path / "none")]
+    assert main([*words, "--save-map", str(tmp_path / name)]) == 1
+    assert f"{name}: end it in .png" in capsys.readouterr().err
+
+
 def test_the_built_in_model_says_what_it_is(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

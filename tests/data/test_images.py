@@ -19,8 +19,9 @@ from PIL import Image, ImageFile, features
 
 from llava.data import geotiff
 from llava.data import images as module
-from llava.data.images import load_image, load_mask, load_pair
-from llava.errors import ImageError, MissingDependencyError
+from llava.data.geotiff import Frame, write_geotiff
+from llava.data.images import load_image, load_mask, load_pair, load_placed_pair
+from llava.errors import DataError, ImageError, MissingDependencyError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
 RNG = np.random.default_rng(0)
@@ -587,6 +588,38 @@ class TestGeoTiff:
             file.transform = rasterio.Affine(10, 0, 500_000, 0, 10, 3_999_600)
         first, second = load_pair(write("north.tif", scene), path)
         assert first.tobytes() == second.tobytes()
+
+    def test_a_map_lies_where_its_pair_lies(self, write, tmp_path):
+        rasterio = pytest.importorskip("rasterio")
+        scene = RNG.integers(1, 256, (3, 40, 30), dtype=np.uint8)
+        before = write("whole.tif", scene)
+        with pytest.warns(UserWarning, match="covers 50%"):
+            *_, frame = load_placed_pair(before, write("half.tif", scene[:, :20]))
+        values = RNG.random((40, 30), dtype=np.float32)
+        write_geotiff(tmp_path / "map.tif", values, frame)
+        with rasterio.open(before) as source, rasterio.open(tmp_path / "map.tif") as drawn:
+            assert (drawn.crs, drawn.transform, drawn.shape) == (source.crs, source.transform, (40, 30))
+            assert drawn.count == 1 and np.array_equal(drawn.read(1)[:20], values[:20])
+            assert np.isnan(drawn.read(1)[20:]).all() and not drawn.read_masks(1)[20:].any()
+        with pytest.raises(DataError, match="map is 30 x 41 pixels, its pair 30 x 40"):
+            write_geotiff(tmp_path / "other.tif", np.zeros((41, 30), np.float32), frame)
+        write_geotiff(tmp_path / "plain.tif", values, Frame())
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "plain.tif")), values)
+        assert not list(tmp_path.glob("*.part")) and not (tmp_path / "other.tif").exists()
+
+    def test_where_one_date_alone_is_placed_the_pair_lies_there_if_pixels_agree(self, write):
+        scene = RNG.integers(1, 256, (3, 40, 30), dtype=np.uint8)
+        placed, plain, small = (
+            write("placed.tif", scene),
+            Image.new("RGB", (30, 40)),
+            Image.new("RGB", (15, 20)),
+        )
+        grid = load_placed_pair(placed, placed)[2].grid
+        with pytest.warns(UserWarning, match="only .*placed.tif is georeferenced"):
+            assert load_placed_pair(placed, plain)[2].grid == load_placed_pair(plain, placed)[2].grid == grid
+            assert load_placed_pair(placed, small)[2].grid is None
+            assert load_placed_pair(small, placed)[2].grid == grid
+        assert load_placed_pair(plain, plain)[2] == Frame(None, None)
 
     def test_footprints_that_do_not_meet(self, write):
         scene = RNG.integers(1, 256, (3, 40, 40), dtype=np.uint8)

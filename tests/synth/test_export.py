@@ -111,6 +111,8 @@ def test_another_export_in_the_folder_is_refused(tmp_path):
     export_records({"train": 1}, tmp_path, size=32)
     with pytest.raises(DataError, match="seed=0 there, 1 now"):
         export_records({"train": 1}, tmp_path, size=32, seed=1)
+    with pytest.raises(DataError, match=r"change_rate=0.5 there, 0.1 now\)"):
+        export_records({"train": 1}, tmp_path, size=32, change_rate=0.1)
     (tmp_path / "other/images").mkdir(parents=True)
     with pytest.raises(DataError, match="something else"):
         export_records({"train": 1}, tmp_path / "other", size=32)
@@ -128,5 +130,10 @@ def test_command_line(tmp_path, capsys):
     assert (tmp_path / "cd/train/label/train_000001.png").is_file()
     assert main(["synth", "--preview", str(tmp_path / "sheet.png"), "--count", "3", "--size", "64"]) == 0
     assert Image.open(tmp_path / "sheet.png").width > 3 * 2 * 64
+    rare = ["--train", "4", "--change-rate", "0.25", "--layout", "tasks", "--size", "64"]
+    assert main(["synth", str(tmp_path / "rare"), *arguments, *rare]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "rare/train.jsonl").read_text().splitlines()]
+    assert len({line["img1_path"] for line in lines if line["change_flag"]}) == 1
+    assert len({line["img1_path"] for line in lines}) == 4
     assert main(["synth", *arguments]) == 1
     assert "OUT" in capsys.readouterr().err

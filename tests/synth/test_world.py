@@ -1,12 +1,15 @@
 """The world is the same everywhere, and its truth is true."""
 
 import hashlib
+from collections import Counter
+from itertools import count, islice
 
 import numpy as np
 import pytest
 
 from llava.errors import ConfigError
 from llava.synth import CLASSES, PLACES, SPLITS, World
+from llava.synth.built import RECIPES
 from llava.synth.describe import UNCHANGED
 from llava.synth.phrases import COUNTS, NOUNS
 from llava.synth.phrases import PLACES as PLACE_WORDS
@@ -57,6 +60,23 @@ def test_seeds_and_splits_share_no_scene():
 def test_half_of_the_pairs_changed(pairs):
     assert all(a.changed != b.changed for a, b in zip(pairs[::2], pairs[1::2], strict=True))
     assert len({pair.changed for pair in pairs[::2]}) == 2  # not simply every other one
+
+
+@pytest.mark.parametrize("rate", [0, 0.01, 0.05, 0.3, 1 / 3, 0.49, 0.5, 0.51, 0.7, 0.95, 1])
+def test_the_rate_of_change_is_kept_all_along(rate):
+    world = World(seed=3, changes="built", change_rate=rate)
+    changed = np.array([world.changed(k) for k in range(600)])
+    assert np.abs(np.cumsum(changed) - rate * np.arange(1, 601)).max() < 1
+    if 0.1 < rate < 0.9:  # the gaps between the rarer ones are not all alike
+        assert len(set(np.diff(np.flatnonzero(changed == (rate <= 0.5))))) > 1
+    assert [bool(world.scene(k).changes) for k in range(40)] == changed[:40].tolist()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8, 1])
+def test_at_any_rate_every_recipe_has_its_turn(rate):
+    world = World(changes="built", change_rate=rate)
+    numbers = list(islice(filter(world.changed, count()), len(RECIPES)))
+    assert Counter(world._built(k)[0] for k in numbers) == Counter(RECIPES)
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 192, 384, 512])
@@ -184,7 +204,12 @@ def test_many_kinds_of_change():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"split": "dev"}, "train, val, test"), ({"size": 16}, "32 .. 4096"), ({"seed": -1}, "negative")],
+    [
+        ({"split": "dev"}, "train, val, test"),
+        ({"size": 16}, "32 .. 4096"),
+        ({"seed": -1}, "negative"),
+        ({"change_rate": 1.5}, "change_rate 1.5 is not within 0 .. 1"),
+    ],
 )
 def test_impossible_worlds_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
