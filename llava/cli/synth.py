@@ -101,9 +101,9 @@ def _export(args: argparse.Namespace) -> int:
 
     counts = {split: getattr(args, split) for split in ("train", "val", "test")}
     workers = args.workers if args.workers is not None else min(os.cpu_count() or 1, 8)
-    options = {"seed": args.seed, "size": args.size, "workers": workers, "change_rate": args.change_rate}
+    how = export.Drawing(seed=args.seed, size=args.size, workers=workers, change_rate=args.change_rate)
     if args.layout == "levir-cd":
-        export.export_levir_cd(counts, args.out, buildings_only=args.buildings_only, **options)
+        export.export_levir_cd(counts, args.out, buildings_only=args.buildings_only, **how)
     else:
         writers = {
             "records": export.export_records,
@@ -112,7 +112,7 @@ def _export(args: argparse.Namespace) -> int:
             "tasks": export.export_tasks,
             "changechat": export.export_changechat,
         }
-        writers[args.layout](counts, args.out, **options)
+        writers[args.layout](counts, args.out, **how)
     print(
         f"{args.out}: {', '.join(f'{count} {split}' for split, count in counts.items() if count)}",
         file=sys.stderr,

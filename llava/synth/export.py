@@ -4,6 +4,8 @@ Every file is written aside and renamed. An interrupted export goes on where it 
 written last, so a folder with its lists is complete.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -12,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -23,6 +25,9 @@ from llava.synth import built
 from llava.synth.palette import MASK_COLOURS
 from llava.synth.task_lists import LEAST_SIZE, Listed, changechat_files, read_mask, record_files
 from llava.synth.world import SPLITS, VERSION, Changes, Pair, Split, World
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Layout = Literal["records", "tasks", "levir-cc", "levir-cd", "levir-mci", "changechat"]
 
@@ -36,6 +41,19 @@ _CHUNK = 16
 
 Files = dict[str, np.ndarray]
 """Path relative to the folder -> pixels."""
+
+
+class Drawing(TypedDict, total=False):
+    """How an export draws its pairs."""
+
+    seed: int
+    """Of the world (0)."""
+    size: int
+    """Side of the images in pixels (256)."""
+    workers: int
+    """Processes to draw with (1); a script that asks for several needs the `__main__` guard."""
+    change_rate: float
+    """Share of the pairs that changed (0.5), see `World`."""
 
 
 def _images(folder: str, pair: Pair, name: str) -> Files:
@@ -84,24 +102,13 @@ _ASKED = ("tasks", "changechat")
 """Layouts of the world in which roads and buildings alone change, with questions of six kinds about each pair."""
 
 
-def export_records(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-) -> Path:
+def export_records(counts: Mapping[str, int], folder: str | Path, **how: Unpack[Drawing]) -> Path:
     """Our records: `SPLIT.jsonl` with paths relative to `folder`, images and masks under `images/SPLIT/{A,B,label}`.
 
     Args:
         counts: number of pairs by split ("train", "val", "test").
         folder: where to write; made if need be.
-        seed: of the world.
-        size: side of the images in pixels.
-        workers: processes to draw with; a script that asks for several needs the `__main__` guard.
-        change_rate: share of the pairs that changed, see `World`.
+        how: fields of `Drawing`.
 
     Returns:
         The folder.
@@ -110,31 +117,16 @@ def export_records(
         ConfigError: an unknown split, a negative count, a size, seed or rate that the world does not take.
         DataError: the folder holds another export, or cannot be written.
     """
-    return _export("records", counts, folder, seed, size, workers, change_rate)
+    return _export("records", counts, folder, **how)
 
 
-def export_levir_cc(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-) -> Path:
+def export_levir_cc(counts: Mapping[str, int], folder: str | Path, **how: Unpack[Drawing]) -> Path:
     """LEVIR-CC: `images/SPLIT/{A,B}/NAME.png` and `LevirCCcaptions.json`. See `export_records` for the arguments."""
-    return _export("levir-cc", counts, folder, seed, size, workers, change_rate)
+    return _export("levir-cc", counts, folder, **how)
 
 
 def export_levir_cd(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-    buildings_only: bool = False,
+    counts: Mapping[str, int], folder: str | Path, *, buildings_only: bool = False, **how: Unpack[Drawing]
 ) -> Path:
     """LEVIR-CD: `SPLIT/{A,B,label}/NAME.png`, labels 0 / 255. See `export_records` for the other arguments.
 
@@ -142,57 +134,33 @@ def export_levir_cd(
         buildings_only: mark changes of buildings alone, as LEVIR-CD does, and not every change.
     """
     layout = "levir-cd-buildings" if buildings_only else "levir-cd"
-    return _export(layout, counts, folder, seed, size, workers, change_rate)
+    return _export(layout, counts, folder, **how)
 
 
-def export_levir_mci(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-) -> Path:
+def export_levir_mci(counts: Mapping[str, int], folder: str | Path, **how: Unpack[Drawing]) -> Path:
     """LEVIR-MCI: LEVIR-CC's layout with `label` (0 none, 128 road, 255 building, three equal channels) and `label_rgb`.
 
     See `export_records` for the arguments.
     """
-    return _export("levir-mci", counts, folder, seed, size, workers, change_rate)
+    return _export("levir-mci", counts, folder, **how)
 
 
-def export_tasks(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-) -> Path:
+def export_tasks(counts: Mapping[str, int], folder: str | Path, **how: Unpack[Drawing]) -> Path:
     """Our records of six tasks about pairs in which roads and buildings appear (`World(changes="built")`).
 
     `SPLIT.jsonl` holds all records of a split, `test_TASK.jsonl` those of one task; images and labels (LEVIR-MCI's
     grey levels) are under `images/SPLIT/{A,B,label}`. See `export_records` for the arguments.
     """
-    return _export("tasks", counts, folder, seed, size, workers, change_rate)
+    return _export("tasks", counts, folder, **how)
 
 
-def export_changechat(
-    counts: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: int = 256,
-    workers: int = 1,
-    change_rate: float = 0.5,
-) -> Path:
+def export_changechat(counts: Mapping[str, int], folder: str | Path, **how: Unpack[Drawing]) -> Path:
     """The pairs of `export_tasks` as ChangeChat-105k: its eight files, and LEVIR-CC's captions of all splits.
 
     No file asks about validation pairs, as published; their captions are in `LevirCCcaptions.json`. See
     `export_records` for the arguments.
     """
-    return _export("changechat", counts, folder, seed, size, workers, change_rate)
+    return _export("changechat", counts, folder, **how)
 
 
 @dataclass(frozen=True)
@@ -214,10 +182,11 @@ def _export(
     layout: str,
     counts: Mapping[str, int],
     folder: str | Path,
-    seed: int,
-    size: int,
-    workers: int,
-    change_rate: float,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    change_rate: float = _EVEN,
 ) -> Path:
     folder = Path(folder)
     pick(_FILES, layout, what="synth layout")
