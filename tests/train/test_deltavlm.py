@@ -1,10 +1,13 @@
 """DeltaVLM in training: its samples, what learns and what rests, new ones from parts, and runs that are broken off."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from llava.model.delta_vlm.configuration import DeltaVLMConfig
 from llava.model.delta_vlm.modeling import DeltaVLMForConditionalGeneration
 from llava.model.delta_vlm.processing import DeltaVLMProcessor
 from llava.synth.export import export_tasks
-from llava.train.checkpoints import FINISHED
+from llava.train.checkpoints import FINISHED, WHOLE
 from llava.train.config import TrainConfig
 from llava.train.guard import Interrupted, Signals
 from llava.train.parts import part_of
@@ -498,7 +501,7 @@ def test_taken_up_it_is_as_never_broken_off(
     assert losses(broken.output_dir) == losses(run.output_dir)
 
 
-def torchrun(processes: int, config: Path) -> None:
+def launch(processes: int, config: Path, said: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
     words = [
         sys.executable,
         "-m",
@@ -507,11 +510,20 @@ def torchrun(processes: int, config: Path) -> None:
         "--nproc_per_node",
         str(processes),
     ]
-    told = subprocess.run(
-        [*words, "-m", "llava.train", "--config", str(config)], cwd=ROOT, timeout=240, text=True,
-        capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    return subprocess.Popen(
+        [*words, "-m", "llava.train", "--config", str(config)], cwd=ROOT, text=True, stdout=said, stderr=said,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, start_new_session=True,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-3000:]
+
+
+def torchrun(processes: int, config: Path) -> None:
+    running = launch(processes, config)
+    try:
+        _, told = running.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        raise
+    assert running.returncode == 0, told[-3000:]
 
 
 def without_bases(whole: Path, out: Path) -> Path:
@@ -550,6 +562,40 @@ def test_two_processes_learn_what_one_does(
     before = weights(folder / "still")
     assert all(torch.equal(value, before[name]) for name, value in second.items() if not tuned(name))
     assert any(not torch.equal(value, before[name]) for name, value in second.items())
+
+
+@pytest.mark.parametrize("spread", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_two_processes_that_were_killed_end_as_if_they_had_not_been(
+    spread: str, make_run: Make, folder: Path, tmp_path: Path
+) -> None:
+    """Bitwise, with dropout, behind the first epoch, from a checkpoint that leaves out what its base models hold."""
+    psutil = pytest.importorskip("psutil")
+    more = {"model": str(without_bases(folder / "base", tmp_path)), "num_train_epochs": 6, "save_steps": 4}
+    more |= {"per_device_train_batch_size": 1, "deepspeed": str(ROOT / f"scripts/deepspeed/{spread}.json")}
+    whole, broken = (make_run(out, **more) for out in ("whole", "broken"))
+    for run in (whole, broken):
+        (tmp_path / f"{run.output_dir.name}.yaml").write_text(run.to_yaml())
+    torchrun(2, tmp_path / "whole.yaml")
+    with (tmp_path / "said.txt").open("w") as said:
+        running = launch(2, tmp_path / "broken.yaml", said)
+    ends = time.monotonic() + 240
+    while not (broken.output_dir / "checkpoint-4" / WHOLE).exists() and running.poll() is None:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    launcher = psutil.Process(running.pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    running.wait(60)
+    assert any(broken.output_dir.glob(f"checkpoint-*/{WHOLE}")), (tmp_path / "said.txt").read_text()[-3000:]
+    assert not (broken.output_dir / FINISHED).exists()
+    written = logged(broken)[:4]
+    torchrun(2, tmp_path / "broken.yaml")
+    assert logged(broken)[:4] == written and "pairs_per_second" in written[0]  # its own speed: not begun anew
+    assert len(losses(whole.output_dir)) == 18 and losses(broken.output_dir) == losses(whole.output_dir)
+    one, other = (load_file(run.output_dir / "model.safetensors") for run in (whole, broken))
+    assert one.keys() == other.keys() and all(tuned(name) for name in one)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 # --- new models -------------------------------------------------------------------------------------
