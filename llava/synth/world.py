@@ -161,8 +161,7 @@ class World:
 
     def changed(self, index: int) -> bool:
         """Whether pair `index` shows a change: at the default rate exactly one of the pairs 2 k and 2 k + 1 does."""
-        rare, _ = self._rarer(index)
-        return rare == (self.change_rate <= 0.5)
+        return self._turn(index)[0]
 
     def uid(self, index: int) -> str:
         """Name of pair `index`."""
@@ -227,34 +226,32 @@ class World:
             raise ConfigError(f"pair {index} does not exist: numbers start at 0")
         return self.seed, SPLITS.index(self.split), index
 
-    def _rarer(self, index: int) -> tuple[bool, int]:
-        """Whether pair `index` is of the rarer kind, changed or unchanged, and how many before it are.
+    def _turn(self, index: int) -> tuple[bool, int]:
+        """Whether pair `index` changed, and how many before it did.
 
-        Each of its pairs has a stretch of numbers of its own, 1 / rate long, and lies anywhere in it.
+        Each pair of the rarer kind, changed or unchanged, has a stretch of numbers of its own, 1 / rate long, and
+        lies anywhere in it.
         """
         seed, split, _ = self._key(index)
         rate = Fraction(self.change_rate).limit_denominator(10**6)
-        rate = min(rate, 1 - rate)
-        if not rate:
-            return False, 0
-        turn = int(index * rate)
-        start, stop = ceil(turn / rate), ceil((turn + 1) / rate)
-        place = start + Dice(seed, split, turn, 1).below(stop - start)
-        return index == place, turn + (place < index)
+        rarer = min(rate, 1 - rate)
+        rare, before = False, 0
+        if rarer:
+            stretch = int(index * rarer)
+            start, stop = ceil(stretch / rarer), ceil((stretch + 1) / rarer)
+            place = start + Dice(seed, split, stretch, 1).below(stop - start)
+            rare, before = index == place, stretch + (place < index)
+        return (rare, before) if rate == rarer else (not rare, index - before)
 
     def _built(self, index: int) -> tuple[Recipe, int] | None:
         """What is built in pair `index`, and where: every recipe and every cell has its turn."""
         if self.changes == "any":
             return None
         seed, split, _ = self._key(index)
-        rare, before = self._rarer(index)
-        if rare != (self.change_rate <= 0.5):  # nothing is built
-            before = index // 2
-        elif not rare:
-            before = index - before
+        changed, before = self._turn(index)
         chosen = []
         for stream, choices in ((10, range(len(RECIPES))), (11, CELLS)):
-            turn, place = divmod(before, len(choices))
+            turn, place = divmod(before if changed else index // 2, len(choices))
             chosen.append(Dice(seed, split, turn, stream).shuffled(choices)[place])
         return RECIPES[chosen[0]], chosen[1]
 

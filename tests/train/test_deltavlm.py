@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -520,10 +520,19 @@ def torchrun(processes: int, config: Path) -> None:
     running = launch(processes, config)
     try:
         _, told = running.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)
-        raise
+    finally:
+        kill(running)
     assert running.returncode == 0, told[-3000:]
+
+
+def kill(running: "subprocess.Popen[str]") -> None:
+    """The launcher and its ranks, each of which has a session of its own, as a machine that goes down."""
+    if running.poll() is None:
+        launcher = psutil.Process(running.pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        running.wait(60)
 
 
 def without_bases(whole: Path, out: Path) -> Path:
@@ -569,7 +578,6 @@ def test_two_processes_that_were_killed_end_as_if_they_had_not_been(
     spread: str, make_run: Make, folder: Path, tmp_path: Path
 ) -> None:
     """Bitwise, with dropout, behind the first epoch, from a checkpoint that leaves out what its base models hold."""
-    psutil = pytest.importorskip("psutil")
     more = {"model": str(without_bases(folder / "base", tmp_path)), "num_train_epochs": 6, "save_steps": 4}
     more |= {"per_device_train_batch_size": 1, "deepspeed": str(ROOT / f"scripts/deepspeed/{spread}.json")}
     whole, broken = (make_run(out, **more) for out in ("whole", "broken"))
@@ -578,15 +586,13 @@ def test_two_processes_that_were_killed_end_as_if_they_had_not_been(
     torchrun(2, tmp_path / "whole.yaml")
     with (tmp_path / "said.txt").open("w") as said:
         running = launch(2, tmp_path / "broken.yaml", said)
-    ends = time.monotonic() + 240
-    while not (broken.output_dir / "checkpoint-4" / WHOLE).exists() and running.poll() is None:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    launcher = psutil.Process(running.pid)
-    for process in [launcher, *launcher.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    running.wait(60)
+    try:
+        ends = time.monotonic() + 240
+        while not (broken.output_dir / "checkpoint-4" / WHOLE).exists() and running.poll() is None:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+    finally:
+        kill(running)
     assert any(broken.output_dir.glob(f"checkpoint-*/{WHOLE}")), (tmp_path / "said.txt").read_text()[-3000:]
     assert not (broken.output_dir / FINISHED).exists()
     written = logged(broken)[:4]
